@@ -1,0 +1,1 @@
+"""Running, measuring and reporting: everything around the decode loop."""

@@ -1,0 +1,131 @@
+"""From the composed configuration to checked objects: everything a run is made of."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from hydra import compose
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, TypeAdapter
+
+from experiments.errors import UserError, near
+from experiments.tasks.base import Task
+from viasd.method import Method
+from viasd.models import Pair
+from viasd.sampling import Sampling
+from viasd.spec import spec
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+TARGET_PREFIXES = ("viasd.", "baselines.", "experiments.")
+
+
+@spec
+class EngineSpec:
+    """Where and how models run. `auto` dtype is float32 on a CPU, bfloat16 on CUDA; threads are CPU threads."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
+
+    @property
+    def thread_count(self) -> int:
+        """The number asked for, or the cores of this process, at most 4 (more never helped the small models)."""
+        if self.threads != "auto":
+            return self.threads
+        return 1
+
+
+@spec
+class Settings:
+    """The scalars of a run (conf/config.yaml says what each means)."""
+
+    arms: Annotated[list[str], Field(min_length=1)]
+    limit: Annotated[int, Field(ge=1)]
+    quality_limit: Annotated[int, Field(ge=1)] | None
+    repeats: Annotated[int, Field(ge=1, le=100)]
+    seed: Annotated[int, Field(ge=0)]
+    max_errors: Annotated[int, Field(ge=0)]
+    table: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None
+    results_dir: str | None
+    debug: bool
+
+    @property
+    def detail_limit(self) -> int:
+        """Examples judged off the clock; the timed ones are the first of them."""
+        return max(self.limit, self.quality_limit or 0)
+
+    @property
+    def results(self) -> Path:
+        """The results folder: as given, else $VIASD_RESULTS, else results/ of this checkout."""
+        return Path(self.results_dir or os.environ.get("VIASD_RESULTS") or CHECKOUT / "results").expanduser().resolve()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a method with its arms on one pair and one task."""
+
+    settings: Settings
+    method: Method
+    pair: Pair
+    task: Task
+    sampling: Sampling
+    engine: EngineSpec
+    tracking: Any
+    composed: dict[str, Any]  # the configuration as composed, for the record
+
+
+def build(config: DictConfig) -> Job:
+    """Check and build everything, before any model is loaded."""
+    composed: Any = OmegaConf.to_container(config, resolve=True)
+    scalars = {name: composed[name] for name in Settings.__dataclass_fields__}
+    settings = TypeAdapter(Settings).validate_python(scalars, strict=False)
+    made = {name: make(config[name], name) for name in ("method", "pair", "task", "decode", "engine", "track")}
+    for name, kind in (
+        ("method", Method),
+        ("pair", Pair),
+        ("task", Task),
+        ("decode", Sampling),
+        ("engine", EngineSpec),
+    ):
+        if not isinstance(made[name], kind):
+            raise UserError(f"{name}._target_={config[name].get('_target_')}: not a {kind.__name__}")
+    return Job(
+        settings=settings,
+        method=made["method"],
+        pair=made["pair"],
+        task=made["task"],
+        sampling=made["decode"],
+        engine=made["engine"],
+        tracking=made["track"],
+        composed=composed,
+    )
+
+
+def make(node: Any, key: str) -> Any:
+    """Instantiate one group. Only classes of this project may be named, so that a yaml cannot run anything else."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise UserError(f"{key}={node!r}: a {key} is chosen by name, as in {key}=NAME")
+    for name, target in _targets(node, key):
+        if not target.startswith(TARGET_PREFIXES):
+            raise UserError(f"{name}._target_={target}: accepted: names that begin with {', '.join(TARGET_PREFIXES)}")
+    return instantiate(node, _convert_="all")
+
+
+def _targets(node: Any, key: str) -> list[tuple[str, str]]:
+    if not isinstance(node, DictConfig):
+        return []
+    own = [(key, str(node["_target_"]))] if "_target_" in node else []
+    return own + [pair for name in node for pair in _targets(node[name], f"{key}.{name!s}")]
+
+
+def compose_method(name: str) -> Method:
+    """A method by the name of its yaml in conf/method."""
+    known = sorted(path.stem for path in (CHECKOUT / "conf" / "method").glob("*.yaml"))
+    if re.fullmatch(r"[\w.-]+", name) is None or name not in known:
+        raise UserError(f"arms: {name!r} is neither a control nor a method{near(name, known)}")
+    return make(compose(config_name="config", overrides=[f"method={name}"])["method"], f"method={name}")

@@ -1,0 +1,97 @@
+"""Turn whatever goes wrong into one line that names the key, the value and what is accepted."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from viasd.models import PairError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+USER_MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
+
+
+class UserError(ValueError):
+    """A mistake of the person who typed the command; the message is the one line they see."""
+
+
+class RunFailed(RuntimeError):
+    """A run that ended with more errors than allowed; its rows are stored."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'? accepted: a, b` for a name that is not known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint}; accepted: {', '.join(names) or 'none'}"
+
+
+def exit_code(error: BaseException) -> int:
+    """2 for users' mistakes, 130 for Ctrl-C, else 1."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    mistakes = (UserError, PairError, ValidationError, HydraException, OmegaConfBaseException)
+    return USER_MISTAKE if any(isinstance(link, mistakes) for link in _chain(error)) else FAILED
+
+
+def one_line(error: BaseException) -> str:
+    """What to tell the person, without a line break."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what was measured is stored, the same command goes on from there"
+    links = list(_chain(error))
+    for link in links:
+        if isinstance(link, UserError | PairError | RunFailed):
+            return _flat(str(link))
+    keys = [match[1] for link in links for match in [re.search(r"full_key: (\S+)", str(link))] if match]
+    key = max(keys, key=len, default="")  # Hydra names the key at the end of its text, the innermost is the longest
+    for link in links:
+        if isinstance(link, ValidationError):
+            return _validation(link, key)
+        if isinstance(link, MissingConfigException):
+            return _missing(link)
+    text = _flat(str(links[0])) or type(error).__name__
+    not_in_struct = re.search(r"Could not override '([^']+)'", text)
+    if not_in_struct:
+        return f"{not_in_struct[1]}: no such key in the configuration; `python -m experiments.run --cfg job` shows all"
+    return text if exit_code(error) == USER_MISTAKE else f"{type(links[-1]).__name__}: {_flat(str(links[-1]))}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _validation(error: ValidationError, key: str) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join([*([key] if key else []), *(str(part) for part in first["loc"] if isinstance(part, str | int))])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{where}: no such field in {error.title}"
+    if first["type"] == "value_error" and not first["loc"]:
+        return _flat(f"{where}: {message}" if where else message)
+    return _flat(f"{where}={first.get('input')!r}: {message}")
+
+
+def _missing(error: MissingConfigException) -> str:
+    text = str(error)
+    wanted = re.search(r"Could not find '([^']+)'", text) or re.search(r"Cannot find primary config '([^']+)'", text)
+    if wanted is None:
+        return _flat(text)
+    group, _, name = wanted[1].rpartition("/")
+    advice = near(name, (path.stem for path in (CONF / group).glob("*.yaml")))
+    if group == "method":
+        advice += " (controls such as slim_only are arms: arms=[vanilla,sd,method,slim_only])"
+    return f"{group}={name}: not found{advice}"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,112 @@
+"""Who a run is: hashes of configuration, models, examples and code, and where it was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.config import CHECKOUT
+from experiments.tasks.base import Example
+from viasd.models import Pair
+
+# What decides rows. Reports and tables do not, and the resolved configuration is hashed itself.
+MEASURING = ("arms.py", "fidelity.py", "measure.py", "records.py", "resolve.py", "stopping.py", "tasks")
+LIBRARIES = ("torch", "transformers", "tokenizers")
+
+
+def digest(content: Any, size: int = 8) -> str:
+    """Short stable hash of JSON-able content."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
+
+
+@cache
+def code_hash() -> str:
+    """Hash of the sources that decide rows: viasd, baselines and the measuring files, uncommitted edits included."""
+    files = [*(CHECKOUT / "viasd").rglob("*.py"), *(CHECKOUT / "baselines").rglob("*.py")]
+    for name in MEASURING:
+        place = CHECKOUT / "experiments" / name
+        files += place.rglob("*.py") if place.is_dir() else [place]
+    sources = {str(path.relative_to(CHECKOUT)): path.read_text(encoding="utf-8") for path in sorted(files)}
+    return digest(sources)
+
+
+@cache
+def file_hash(path: Path) -> str:
+    """Hash of a file's bytes."""
+    state = hashlib.blake2b(digest_size=8)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            state.update(block)
+    return state.hexdigest()
+
+
+def model_hash(folder: Path) -> str:
+    """Hash of a model's configuration, weights and tokenizer files."""
+    kinds = (".json", ".safetensors", ".model", ".txt", ".jinja")
+    return digest({path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.suffix in kinds})
+
+
+def pair_identity(pair: Pair) -> dict[str, str]:
+    """Hash of each model of the pair, by role."""
+    return {role: model_hash(pair.path(role)) for role in sorted(pair.models)}
+
+
+def examples_hash(examples: Iterable[Example]) -> str:
+    """Hash of a task's full ordered examples."""
+    return digest([[example.example_id, example.prompt, example.reference, example.metadata] for example in examples])
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's or the processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """Installed versions."""
+    return {name: version(name) for name in names}
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What is recorded beside a run and not compared."""
+    content: dict[str, Any] = {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "cores": os.cpu_count(),
+        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "versions": versions((*LIBRARIES, "hydra-core", "numpy", "datasets", "pydantic")),
+    }
+    if device.type == "cuda":
+        content["cuda"] = torch.version.cuda
+        content["capability"] = list(torch.cuda.get_device_capability(device))
+    return content
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

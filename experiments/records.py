@@ -1,0 +1,112 @@
+"""What one (example, arm) leaves behind: the columns of rows.jsonl, and how rounds become counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from viasd.decode import Generation, Round
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Row:
+    """One example decoded by one arm. Counts follow DESIGN section 2; seconds are lists, one per repeat.
+
+    An untimed row (quality and fidelity only) has empty second lists; an error row has nothing but its error.
+    """
+
+    example_id: str
+    arm: str
+    index: int  # place of the example in the run's order
+    error: str | None = None
+    token_ids: list[int] = field(default_factory=list)
+    new_tokens: int = 0
+    text: str = ""
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    quality: float | None = None
+    # timed pass
+    decode_seconds: list[float] = field(default_factory=list)
+    prefill_seconds: list[float] = field(default_factory=list)
+    first_token_seconds: list[float] = field(
+        default_factory=list
+    )  # prompt given to first committed tokens, prefill included
+    # counts
+    rounds: int = 0
+    drafted: int = 0
+    judged: int = 0
+    rejected: int = 0
+    unjudged: int = 0
+    discarded: int = 0
+    cut: int = 0
+    target_rejected: int = 0
+    tiers: dict[str, int] = field(default_factory=dict)  # judged tokens by tier: draft, slim, target
+    sources: dict[str, int] = field(default_factory=dict)  # committed tokens by source: draft, slim, target
+    regions: dict[str, int] = field(default_factory=dict)  # gate consultations: keep, rewrite, escalate
+    escalations: dict[str, int] = field(default_factory=dict)  # rounds: gate, forced
+    drafted_at: list[int] = field(default_factory=list)  # rounds that drafted position 0, 1, ...
+    judged_at: list[int] = field(default_factory=list)  # rounds that judged it
+    accepted_at: list[int] = field(default_factory=list)  # rounds that judged it and kept the drafted token
+    calls: dict[str, int] = field(default_factory=dict)  # forwards while decoding, by reader
+    fed: dict[str, int] = field(default_factory=dict)  # tokens fed while decoding, by reader
+    # profiled pass
+    reader_seconds: dict[str, float] = field(default_factory=dict)  # seconds inside forwards, by reader
+    profiled_seconds: float | None = None  # decode seconds of the profiled pass
+    audits: int = 0  # tokens the target had not ruled on and later saw
+    audit_agreement: float = 0.0  # sum of min(1, target / law) over them
+    # off the clock: one target pass over prompt + output
+    token_loss: list[float] = field(default_factory=list)  # temperature 0: not the target's argmax; else overshoot
+    log_prob_gap: list[float] = field(
+        default_factory=list
+    )  # log max target - log target(token), raw rows, temperature 0
+    first_divergence: int | None = None  # first committed token that is not the target's argmax (temperature 0)
+    divergence_margin: float | None = None  # log-probability margin of the target's top two there
+    tie_flips: int = 0  # divergences with a margin within the dtype's tie tolerance
+
+    def to_json(self) -> str:
+        """One line of rows.jsonl."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str) -> Row:
+        content: dict[str, Any] = json.loads(line)
+        return cls(**content)
+
+
+def count_rounds(row: Row, generation: Generation) -> None:
+    """Fill a row's counts from the rounds of its generation."""
+    rounds = generation.rounds
+    row.token_ids = list(generation.token_ids)
+    row.new_tokens = len(generation.token_ids)
+    row.finish_reason = generation.finish_reason
+    row.rounds = len(rounds)
+    for name in ("drafted", "judged", "rejected", "unjudged", "discarded", "cut", "target_rejected"):
+        setattr(row, name, sum(getattr(one, name) for one in rounds))
+    row.tiers = _counted(tier for one in rounds for tier in one.tiers)
+    row.sources = _counted(source for one in rounds for source in one.sources)
+    row.escalations = _counted(one.escalation for one in rounds if one.escalation is not None)
+    totals = [sum(one.regions[k] for one in rounds if one.regions is not None) for k in range(3)]
+    row.regions = dict(zip(("keep", "rewrite", "escalate"), totals, strict=True)) if any(totals) else {}
+    row.drafted_at, row.judged_at, row.accepted_at = by_position(rounds)
+    row.calls, row.fed = dict(generation.calls), dict(generation.fed)
+    audits = [value for one in rounds for value in one.audits or []]
+    row.audits, row.audit_agreement = len(audits), sum(audits)
+
+
+def by_position(rounds: Sequence[Round]) -> tuple[list[int], list[int], list[int]]:
+    """How many rounds drafted, judged and kept each draft position."""
+    longest = max((one.drafted for one in rounds), default=0)
+    drafted = [sum(one.drafted > i for one in rounds) for i in range(longest)]
+    judged = [sum(one.judged > i for one in rounds) for i in range(longest)]
+    accepted = [sum(one.judged - one.rejected > i for one in rounds) for i in range(longest)]
+    return drafted, judged, accepted
+
+
+def _counted(names: Any) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))

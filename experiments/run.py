@@ -1,0 +1,316 @@
+"""The main job: `python -m experiments.run [key=value ...]` measures a method beside its baselines and controls."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from experiments.errors import RunFailed, exit_code, one_line
+
+if TYPE_CHECKING:
+    from experiments.config import Job
+    from experiments.measure import Prompt
+    from experiments.records import Row
+    from experiments.store import RunFolder
+    from viasd.engine import Engine
+    from viasd.method import Method
+
+CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
+
+
+@dataclasses.dataclass
+class Plan:
+    """A job with all that was left open settled, and who it is."""
+
+    job: Job
+    method: Method
+    arms: dict[str, Method]
+    prompts: list[Prompt]
+    timed: int
+    folder: RunFolder
+    identity: dict[str, Any]
+    tokenizer: Any
+    engine: Engine | None
+    notices: list[str]
+
+    @property
+    def example_ids(self) -> list[str]:
+        return [prompt.example.example_id for prompt in self.prompts]
+
+
+FINISHED: list[Plan] = []  # the runs of this process, for what is said of all of them at the end
+
+
+def run_job(config: DictConfig) -> Plan:
+    """One run, from configuration to summary. A complete run is only shown again."""
+    from experiments.config import build
+
+    job = build(config)
+    plan = settle(job)
+    print_header(plan)
+    rows = {(row.example_id, row.arm): row for row in plan.folder.read_rows()}
+    missing = [prompt for prompt in plan.prompts if not _has(plan, rows, prompt)]
+    if missing:
+        plan.folder.create()
+        _measure(plan, missing)
+    else:
+        print("Everything asked for is stored; nothing was measured again.")
+    finish(plan, measured=bool(missing))
+    return plan
+
+
+def settle(job: Job) -> Plan:
+    """Resolve masks and arms, read the examples, name the run. Loads models only if a random gate needs its shares."""
+    import torch
+
+    from experiments import identity
+    from experiments.arms import check_roles, derive
+    from experiments.measure import Prompt
+    from experiments.resolve import SHARE_PROMPTS, gate_shares, resolve_masks
+    from experiments.store import RunFolder
+    from viasd.engine import resolve_device, resolve_dtype
+    from viasd.models import load_tokenizer
+
+    torch.set_num_threads(job.engine.thread_count)
+    device = resolve_device(job.engine.device)
+    check_roles(job.method, job.pair)
+    method, notice = resolve_masks(job.method, job.pair)
+    tokenizer = load_tokenizer(job.pair)
+    source = job.task.examples("test")
+    prompts = [
+        Prompt(index, example, tokenizer(example.prompt).input_ids)
+        for index, example in enumerate(source[: job.settings.detail_limit])
+    ]
+    loaded: list[Engine] = []
+
+    def shares() -> tuple[float, float, float]:
+        calibration = [tokenizer(one.prompt).input_ids for one in job.task.examples("calibration", SHARE_PROMPTS)]
+        loaded.append(_load(job, [*prompts, *(Prompt(0, source[0], ids) for ids in calibration)]))
+        return gate_shares(method, loaded[0], calibration, _decode(job, tokenizer), job.settings.seed)
+
+    arms, notices = derive(job.settings.arms, method, job.pair, shares)
+    resolved = {name: resolve_masks(arm, job.pair) for name, arm in arms.items()}
+    notices += sorted({text for _, text in resolved.values() if text} | ({notice} if notice else set()))
+    arms = {name: arm for name, (arm, _) in resolved.items()}
+    if len(source) < job.settings.detail_limit:
+        notices.append(
+            f"task {job.task.name} has {len(source)} test examples: limit={job.settings.detail_limit} takes all"
+        )
+    content = {
+        "arms": {name: describe(arm) for name, arm in arms.items()},
+        "sampling": describe(job.sampling),
+        "task": {**describe(job.task), "examples": identity.examples_hash(source)},
+        "pair": {"name": job.pair.name, "models": identity.pair_identity(job.pair)},
+        "seed": job.settings.seed,
+        "repeats": job.settings.repeats,
+        "device": identity.device_name(device),
+        "dtype": str(resolve_dtype(job.engine.dtype, device)).removeprefix("torch."),
+        "threads": job.engine.thread_count,
+        "versions": identity.versions(),
+        "code_hash": identity.code_hash(),
+    }
+    folder = RunFolder(job.settings.results, identity.digest(content))
+    timed = min(job.settings.limit, len(prompts))
+    return Plan(job, method, arms, prompts, timed, folder, content, tokenizer, loaded[0] if loaded else None, notices)
+
+
+def describe(part: Any) -> Any:
+    """A spec as plain data, with the name of its class: what a yaml would say."""
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        fields = {field.name: describe(getattr(part, field.name)) for field in dataclasses.fields(part)}
+        return {"_target_": f"{type(part).__module__}.{type(part).__qualname__}", **fields}
+    if isinstance(part, Mapping):
+        return {key: describe(value) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [describe(value) for value in part]
+    return part
+
+
+def _load(job: Job, prompts: list[Prompt]) -> Engine:
+    from viasd.engine import Engine
+
+    slots = max(len(prompt.ids) for prompt in prompts) + job.task.max_new_tokens
+    return Engine.load(job.pair, list(job.pair.models), job.engine.device, job.engine.dtype, slots)
+
+
+def _decode(job: Job, tokenizer: Any) -> Any:
+    from experiments.stopping import StopStrings
+    from viasd.decode import Decode
+
+    stop = StopStrings(tokenizer, job.task.stop_strings) if job.task.stop_strings else None
+    return Decode(job.sampling, job.task.max_new_tokens, frozenset({tokenizer.eos_token_id}), stop)
+
+
+def _has(plan: Plan, rows: dict[tuple[str, str], Row], prompt: Prompt) -> bool:
+    from experiments.store import is_complete
+
+    timed, repeats = prompt.index < plan.timed, plan.job.settings.repeats
+    return all(is_complete(rows.get((prompt.example.example_id, arm)), timed, repeats) for arm in plan.arms)
+
+
+def _measure(plan: Plan, missing: list[Prompt]) -> None:
+    """Measure the missing examples and store each one's rows as soon as they are complete."""
+    from tqdm import tqdm
+
+    from experiments import identity
+    from experiments.measure import Bench, memory
+
+    job = plan.job
+    engine = plan.engine or _load(job, plan.prompts)
+    decoders = {name: arm.open(engine) for name, arm in plan.arms.items()}
+    bench = Bench(
+        engine,
+        decoders,
+        job.task,
+        plan.tokenizer,
+        _decode(job, plan.tokenizer),
+        job.settings.seed,
+        job.settings.repeats,
+    )
+    record = {
+        "config": job.composed,
+        "identity": plan.identity,
+        "provenance": identity.provenance(engine.device),
+        "notices": plan.notices,
+    }
+    plan.folder.write_run({"status": "running", **record})
+    try:
+        _log_to(plan.folder.log_path)
+        warm = plan.tokenizer(job.task.examples("calibration", 1)[0].prompt).input_ids
+        bench.warm_up(warm[: engine.slots // 2])
+        with tqdm(missing, desc=f"{job.method.name} on {job.task.name}", unit="example", leave=False) as bar:
+            for prompt in bar:
+                plan.folder.append(bench.measure(prompt, timed=prompt.index < plan.timed))
+    except KeyboardInterrupt:
+        plan.folder.write_run({"status": "interrupted", **record})
+        raise
+    record["memory"] = {name: memory(engine, decoder) for name, decoder in decoders.items()}
+    plan.folder.write_run({"status": "done", **record})
+
+
+def _log_to(path: Path) -> None:
+    """Send what goes wrong with its traceback to the run's own log, and nothing of it to the terminal."""
+    log = logging.getLogger("experiments")
+    log.handlers = [logging.FileHandler(path, encoding="utf-8", delay=True)]
+
+
+def finish(plan: Plan, measured: bool) -> None:
+    """Summarize the stored rows, print the tables, write summary.json, track, and judge the number of errors."""
+    from experiments.metrics import summarize
+    from experiments.report import full_table, headline_table
+    from experiments.store import select
+    from experiments.tables import static_metrics
+
+    folder, ids = plan.folder, plan.example_ids
+    rows = select(folder.read_rows(), set(ids), set(ids[: plan.timed]))
+    summary = summarize(
+        rows, list(plan.arms), temperature=plan.job.sampling.temperature, static=static_metrics(folder.read_run() or {})
+    )
+    folder.write_summary(summary)
+    print(full_table(summary))
+    print(headline_table(summary, list(plan.arms)))
+    for notice in plan.notices:
+        print(f"note: {notice}")
+    if measured:
+        notice = plan.job.tracking.log_run(
+            run_id=folder.run_id, config=plan.job.composed, summary=summary, rows=rows, folder=folder.path
+        )
+        if notice:
+            print(notice)
+    print(f"rows: {folder.rows_path}")
+    failed = [row for row in rows if row.error is not None]
+    if len(failed) > plan.job.settings.max_errors:
+        raise RunFailed(
+            f"{len(failed)} examples failed (max_errors={plan.job.settings.max_errors}), the first in arm "
+            f"{failed[0].arm}: {failed[0].error}"
+        )
+
+
+def finish_sweep(plans: list[Plan]) -> None:
+    """The unweighted mean over the tasks of a sweep, and its table where one is asked for."""
+    from experiments.report import headline_table
+    from experiments.tables import MEAN, read, summaries, write
+
+    if not plans:
+        return
+    settings = plans[0].job.settings
+    if len({plan.job.task.name for plan in plans}) == len(plans) > 1:
+        runs = [read(plan.folder) for plan in plans]
+        told, arms = summaries(runs)
+        print(f"\n{MEAN}: {', '.join(run.task for run in runs)}")
+        print(headline_table(told[MEAN], arms))
+        if settings.table is not None:
+            for path in write(runs, settings.results / "tables", settings.table):
+                print(f"table: {path}")
+
+
+def print_header(plan: Plan) -> None:
+    """One line that says what is compared, where."""
+    who = plan.identity
+    print(
+        f"{plan.job.task.name}: {len(plan.arms)} arms on pair {plan.job.pair.name}, {plan.timed} timed and "
+        f"{len(plan.prompts)} judged examples; {who['device']}, {who['dtype']}, {who['threads']} threads; "
+        f"run {plan.folder.run_id}",
+        flush=True,
+    )
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="config")
+def _main(config: DictConfig) -> str:
+    try:
+        plan = run_job(config)
+        FINISHED.append(plan)
+        return plan.folder.run_id
+    except Exception as error:
+        logging.getLogger("experiments").exception("the run failed")
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep goes on and raises the first of them at its end
+            print(f"error: {config.task.get('name')}: {one_line(error)}", file=sys.stderr)
+        raise
+
+
+class _OwnLinesOnly:
+    """Standard error without Hydra's echo of the command line, which it prints before raising a job's exception."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("Error executing job with overrides") else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def main() -> None:
+    """Entry point: the only place that exits. 0 done, 2 a user's mistake, 1 failed, 130 interrupted."""
+    logging.getLogger("experiments").addHandler(logging.NullHandler())
+    logging.getLogger("experiments").propagate = False
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of being printed and swallowed
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        with redirect_stderr(_OwnLinesOnly(sys.stderr)):  # type: ignore[type-var]
+            _main()
+        finish_sweep(FINISHED)
+    except (Exception, KeyboardInterrupt) as error:
+        if any(argument.replace(" ", "").lower() == "debug=true" for argument in sys.argv[1:]):
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(exit_code(error))
+
+
+if __name__ == "__main__":
+    main()

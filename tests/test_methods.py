@@ -1,0 +1,98 @@
+"""The method yamls: each names every field of what it builds, and builds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import DictConfig
+
+from experiments.arms import derive
+from experiments.config import CHECKOUT, build, make
+from experiments.errors import UserError
+from viasd.method import Method
+from viasd.models import Pair
+from viasd.verification import Hierarchical
+
+METHODS = sorted(path.stem for path in (CHECKOUT / "conf" / "method").glob("*.yaml"))
+GROUPS = {"pair": "reference", "decode": "greedy", "engine": "default", "track": "wandb"}
+PAIR = Pair(name="p", models={"target": "t", "draft": "d"})
+
+
+@pytest.fixture(autouse=True)
+def _hydra() -> Iterator[None]:
+    with initialize_config_dir(str(CHECKOUT / "conf"), version_base="1.3"):
+        yield
+
+
+def unnamed_fields(node: Any, key: str) -> list[str]:
+    """Fields of the classes a yaml builds that it does not name."""
+    if not isinstance(node, DictConfig):
+        return []
+    missing = []
+    if "_target_" in node:
+        fields = [field.name for field in dataclasses.fields(get_class(node["_target_"])) if field.init]
+        missing = [f"{key}.{name}" for name in fields if name not in node]
+    return missing + [one for name in node for one in unnamed_fields(node[name], f"{key}.{name!s}")]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_yaml_names_every_field(name: str) -> None:
+    node = compose("config", [f"method={name}"])["method"]
+    assert unnamed_fields(node, "method") == []
+    assert make(node, "method").name == name
+
+
+@pytest.mark.parametrize("task", ["reasoning", "coding", "summarization"])
+def test_other_yamls_name_every_field(task: str) -> None:
+    config = compose("config", [f"task={task}"])
+    assert [one for group in (*GROUPS, "task") for one in unnamed_fields(config[group], group)] == []
+    assert build(config).task.name == task
+
+
+def test_paper_preset_pins_the_papers_control_flow() -> None:
+    paper = make(compose("config", ["method=via_sd_paper"])["method"], "method").verifier
+    assert isinstance(paper, Hierarchical)
+    assert (paper.bonus, paper.target_bonus, paper.max_pending) == ("none", False, None)
+    assert (paper.after_escalation, paper.after_equal_rewrite, paper.slim.cache) == ("slim", "stop", "separate")
+
+
+def derived(names: list[str], *overrides: str) -> tuple[dict[str, Method], list[str]]:
+    method = make(compose("config", list(overrides))["method"], "method")
+    return derive(names, method, PAIR, lambda: (0.5, 0.3, 0.2))
+
+
+def test_controls_follow_the_methods_overrides() -> None:
+    arms, _ = derived(
+        ["sd", "method", "slim_only", "accept_all", "random_gate", "draft_only", "coin_mix@0.4"],
+        "method.stop.length=3",
+        "method.verifier.max_pending=7",
+        "method.verifier.slim.skip_ratio=0.3",
+    )
+    assert all(arm.stop.length == 3 for arm in arms.values())  # type: ignore[attr-defined]
+    assert arms["accept_all"].verifier.max_pending == arms["random_gate"].verifier.max_pending == 7  # type: ignore[attr-defined]
+    assert arms["slim_only"].verifier.slim.skip_ratio == 0.3  # type: ignore[attr-defined]
+    assert arms["coin_mix@0.4"].verifier.p == 0.4  # type: ignore[attr-defined]
+
+
+def test_equal_arms_run_once() -> None:
+    arms, notices = derived(["vanilla", "sd", "method"], "method=sd")
+    assert list(arms) == ["vanilla", "sd"] and notices == []
+    arms, notices = derived(["vanilla", "sd", "lossless", "method"])
+    assert list(arms) == ["vanilla", "sd", "via_sd"] and "lossless equals sd" in notices[0]
+
+
+def test_sd_is_left_out_without_a_draft_model() -> None:
+    method = make(compose("config", ["method=vanilla"])["method"], "method")
+    arms, notices = derive(["vanilla", "sd"], method, Pair(name="p", models={"target": "t"}), lambda: (1, 0, 0))
+    assert list(arms) == ["vanilla"] and "no draft model" in notices[0]
+
+
+@pytest.mark.parametrize("control", ["slim_only", "accept_all", "random_gate"])
+def test_gate_controls_need_a_gate(control: str) -> None:
+    with pytest.raises(UserError, match=control):
+        derived([control], "method=sd")

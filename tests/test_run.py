@@ -1,0 +1,194 @@
+"""The main job as a user types it: end to end on the embedded pair, twice, further, and wrongly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from experiments.config import CHECKOUT
+from experiments.metrics import find
+from experiments.records import Row
+from experiments.report import headline_table
+from experiments.run import main
+from experiments.store import RunFolder
+
+SMALL = ["track=none", "limit=2", "task.max_new_tokens=12", "task.test_size=6"]
+
+
+def run(capsys: pytest.CaptureFixture[str], results: Path, *overrides: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one call."""
+    code = 0
+    arguments, sys.argv = sys.argv, ["experiments.run", *SMALL, f"results_dir={results}", *overrides]
+    try:
+        main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = arguments
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def only_run(results: Path) -> RunFolder:
+    (path,) = (results / "runs").iterdir()
+    return RunFolder(results, path.name)
+
+
+def without_seconds(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Rows as plain data, but for what a clock says."""
+    seconds = {"decode_seconds", "prefill_seconds", "first_token_seconds", "reader_seconds", "profiled_seconds"}
+    plain = [{key: value for key, value in vars(row).items() if key not in seconds} for row in rows]
+    return sorted(plain, key=lambda row: (row["example_id"], row["arm"]))
+
+
+def test_main_job(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = run(capsys, tmp_path)
+    assert code == 0, err
+    folder = only_run(tmp_path)
+    rows = folder.read_rows()
+    assert {row.arm for row in rows} == {"vanilla", "sd", "via_sd"} and len(rows) == 6
+    for row in rows:
+        assert row.error is None and row.new_tokens == len(row.token_ids) > 0
+        assert len(row.decode_seconds) == 1 and row.decode_seconds[0] > 0
+        assert row.drafted == row.judged + row.unjudged + row.discarded + row.cut
+        assert sum(row.sources.values()) == row.new_tokens == len(row.token_loss)
+    by_arm = {arm: {row.example_id: row.token_ids for row in rows if row.arm == arm} for arm in ("vanilla", "sd")}
+    assert by_arm["vanilla"] == by_arm["sd"]
+    summary = json.loads(folder.summary_path.read_text())
+    assert summary["run_id"] == folder.run_id
+    for numbers in summary["arms"].values():
+        for name, entry in numbers.items():
+            find(name)
+            assert isinstance(entry, int | float) or set(entry) == {"value", "low", "high"}
+    assert headline_table(summary["arms"], list(summary["arms"])) in out
+    assert str(folder.rows_path) in out
+    run_json = json.loads((folder.path / "run.json").read_text())
+    assert run_json["status"] == "done" and run_json["schema_version"] == 1
+    assert run_json["identity"]["versions"]["torch"]
+
+
+def test_second_call_measures_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _, first, _ = run(capsys, tmp_path)
+    before = only_run(tmp_path).rows_path.read_bytes()
+    code, second, _ = run(capsys, tmp_path)
+    assert code == 0 and only_run(tmp_path).rows_path.read_bytes() == before
+    table = first[first.index("metric  ") :]
+    assert table in second and "nothing was measured again" in second
+
+
+def test_larger_limit_goes_on_and_equals_one_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run(capsys, tmp_path / "grown", "limit=1")
+    run(capsys, tmp_path / "grown", "limit=3")
+    run(capsys, tmp_path / "whole", "limit=3")
+    grown, whole = only_run(tmp_path / "grown").read_rows(), only_run(tmp_path / "whole").read_rows()
+    assert without_seconds(grown) == without_seconds(whole)
+
+
+def test_cut_line_is_measured_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run(capsys, tmp_path)
+    folder = only_run(tmp_path)
+    whole, content = folder.read_rows(), folder.rows_path.read_bytes()
+    folder.rows_path.write_bytes(content[:-40])
+    code, _, _ = run(capsys, tmp_path)
+    assert code == 0 and without_seconds(folder.read_rows()) == without_seconds(whole)
+
+
+def test_sampling_is_seeded(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run(capsys, tmp_path / "one", "decode=sample")
+    run(capsys, tmp_path / "two", "decode=sample")
+    assert without_seconds(only_run(tmp_path / "one").read_rows()) == without_seconds(
+        only_run(tmp_path / "two").read_rows()
+    )
+
+
+def test_untimed_examples_have_quality_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run(capsys, tmp_path, "limit=1", "quality_limit=3", "arms=[vanilla,sd]")
+    folder = only_run(tmp_path)
+    timed = [row for row in folder.read_rows() if row.decode_seconds]
+    assert {row.index for row in timed} == {0} and len(folder.read_rows()) == 6
+    summary = json.loads(folder.summary_path.read_text())["arms"]["sd"]
+    assert summary["n_timed"] == 1 and summary["n_quality"] == 3
+
+
+def test_all_controls(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    names = "draft_only,slim_only,accept_all,random_gate,coin_mix@0.8,via_sd_paper,lossless"
+    code, out, err = run(capsys, tmp_path, "limit=1", f"arms=[vanilla,sd,method,{names}]")
+    assert code == 0, err
+    arms = json.loads(only_run(tmp_path).summary_path.read_text())["arms"]
+    assert set(arms) == {"vanilla", "sd", "via_sd", *names.split(",")} - {"lossless"}
+    assert "arm lossless equals sd" in out
+    assert "rejection_rate" not in arms["draft_only"] and "rejection_rate" not in arms["vanilla"]
+    assert arms["accept_all"]["rejection_rate"] == {"value": 0.0, "low": 0.0, "high": 0.0} or (
+        arms["accept_all"]["rejection_rate"] == 0.0
+    )
+
+
+# what is typed: what the one line must name
+MISTAKES = {
+    "method=vai_sd": ["method=vai_sd", "'via_sd'", "vanilla"],
+    "method=slim_only": ["method=slim_only", "arms="],
+    "task=resoning": ["task=resoning", "'reasoning'"],
+    "pair=nope": ["pair=nope", "reference"],
+    "decode=greed": ["decode=greed", "'greedy'"],
+    "limit=-3": ["limit=-3", "greater than or equal to 1"],
+    "limit=few": ["limit='few'", "integer"],
+    "seed=abc": ["seed='abc'", "integer"],
+    "method.stop.length=five": ["method.stop.length='five'", "integer"],
+    "method.verifier.gate.accept_ratio=0.2": ["method.verifier.gate", "accept_ratio=0.2", "escalate <= accept"],
+    "method.verifier.slim.mask=/nope.json": ["mask=/nope.json", "search_mask.py"],
+    "method.verifier.slim.mask=[0,3,2]": ["mask=[0, 3, 2]", "ascending"],
+    "method.verifier.slim.skip_ratio=0.95": ["skip_ratio=0.95", "at most"],
+    "method.drafter.role=mid": ["role 'mid'", "draft, target"],
+    "decode.temperature=-1": ["decode.temperature=-1", "greater than or equal to 0"],
+    "pair.models.target=/nope": ["pair.models.target=/nope", "config.json"],
+    "arms=[vanila]": ["vanila", "'vanilla'"],
+    "arms=[coin_mix@2]": ["coin_mix@2", "0 to 1"],
+    "arms=[]": ["arms=[]", "at least 1"],
+    "engine.dtype=float8": ["engine.dtype='float8'", "'float32'"],
+    "colour=red": ["colour", "no such key"],
+    "+method.verifier.slim.skp=2": ["method.verifier.slim.skp", "no such field"],
+    "method.stop._target_=os.system": ["method.stop._target_=os.system", "viasd."],
+    "results_dir=/dev/null/x": ["results_dir=", "writable"],
+}
+
+
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, typed: str) -> None:
+    code, _, err = run(capsys, tmp_path, typed)
+    (line,) = err.strip().splitlines()
+    assert code == 2 and line.startswith("error: ")
+    for part in MISTAKES[typed]:
+        assert part in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_failed_example_is_a_row_and_an_exit_code(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("viasd.verification.HierarchicalJudge.judge", fail)
+    code, _, err = run(capsys, tmp_path)
+    assert code == 1 and "out of luck" in err and len(err.strip().splitlines()) == 1
+    folder = only_run(tmp_path)
+    broken = [row for row in folder.read_rows() if row.error]
+    assert len(broken) == 2 and all(not row.decode_seconds and row.arm == "via_sd" for row in broken)
+    assert "out of luck" in folder.log_path.read_text()
+    assert run(capsys, tmp_path, "max_errors=2")[0] == 0
+
+
+def test_module_starts_from_any_folder(tmp_path: Path) -> None:
+    """The real command in a process of its own, with the results folder from the environment."""
+    environment = {**os.environ, "VIASD_RESULTS": str(tmp_path / "results"), "PYTHONPATH": str(CHECKOUT)}
+    command = [sys.executable, "-m", "experiments.run", *SMALL, "limit=1", "arms=[vanilla,sd]"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results" / "runs").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]

@@ -1,0 +1,318 @@
+"""The one decode loop: Draft, Verdict, Round, State, and the decoder that runs drafter, stop rule and verifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from viasd.sampling import Draws, Sampling
+
+Tier = Literal["draft", "slim", "target"]
+Source = Literal["draft", "slim", "target"]
+FinishReason = Literal["eos", "stop", "length"]
+
+
+class RowReader(Protocol):
+    """What drafters, verifiers and the state need of a reader (tests put tables in its place)."""
+
+    role: str
+    calls: int
+    fed: int
+
+    @property
+    def read(self) -> int: ...
+    def start(self) -> None: ...
+    def feed(self, ids: Tensor, stop: int, last: int) -> Tensor: ...
+    def rewind(self, length: int) -> None: ...
+
+
+class Readers(Protocol):
+    """The readers that one decoder opened, by role."""
+
+    def get(self, role: str) -> RowReader: ...
+    def slim(self, kept: Sequence[int], cache: str) -> RowReader: ...
+    def opened(self) -> Sequence[RowReader]: ...
+    @property
+    def device(self) -> torch.device: ...
+
+
+class StopMatcher(Protocol):
+    """Tells whether a stop string is complete. Handed in from outside: this library knows token ids only."""
+
+    def __call__(self, output_ids: Sequence[int]) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Decode:
+    """What one generation obeys. Output ends at the first eos, at a complete stop string, or at `max_new_tokens`."""
+
+    sampling: Sampling
+    max_new_tokens: int
+    eos_ids: frozenset[int] = frozenset()
+    stop: StopMatcher | None = None
+
+
+@dataclass
+class Draft:
+    """Tokens [n] drawn from exactly `rows` [n, V] (processed). `parents` [n]: index of the parent, -1 the root."""
+
+    tokens: Tensor
+    rows: Tensor
+    parents: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.tokens.shape[0]
+
+    @classmethod
+    def chain(cls, tokens: Tensor, rows: Tensor) -> Draft:
+        return cls(tokens, rows, torch.arange(-1, tokens.shape[0] - 1, device=tokens.device))
+
+    @classmethod
+    def empty(cls, device: torch.device) -> Draft:
+        return cls.chain(torch.zeros(0, dtype=torch.long, device=device), torch.zeros(0, 0, device=device))
+
+
+@dataclass
+class Verdict:
+    """What a verifier rules on a draft.
+
+    `tokens`: to commit, in order. `tiers`: one per judged token, which are the first ones drafted.
+    `sources` and, when recorded, `laws` (probability of the token under the law that wrote it): one per token.
+    `kept`: leading tokens equal to the drafted ones. `unjudged`: tokens committed without a verdict.
+    `target_ruled`: how many leading tokens the target has read or written when the round ends; None: it did not run.
+    """
+
+    tokens: list[int]
+    sources: list[Source]
+    kept: int
+    tiers: list[Tier] = field(default_factory=list)
+    unjudged: int = 0
+    target_ruled: int | None = None
+    escalation: Literal["gate", "forced"] | None = None
+    regions: tuple[int, int, int] | None = None  # gate consultations that said keep, rewrite, escalate
+    laws: list[float] | None = None
+    audits: list[float] | None = None  # min(1, target / law) of pending tokens when the target ran over them
+
+
+@dataclass
+class Round:
+    """The record of one round, after stops and limits cut it. Counts as DESIGN section 2 defines them."""
+
+    prefix: int  # committed ids before the round, prompt included
+    drafted: int
+    judged: int
+    rejected: int
+    unjudged: int
+    discarded: int
+    cut: int
+    committed: int
+    tiers: list[Tier]
+    target_rejected: int
+    sources: list[Source]
+    pending: int  # committed tokens the target has not ruled on, after the round
+    escalation: str | None
+    regions: tuple[int, int, int] | None
+    audits: list[float] | None
+
+
+@dataclass
+class Generation:
+    """One finished output: ids without the prompt, why it ended, its rounds, calls by reader, laws when recorded."""
+
+    token_ids: list[int]
+    finish_reason: FinishReason
+    rounds: list[Round]
+    calls: dict[str, int]
+    fed: dict[str, int]
+    laws: list[float] | None
+
+
+class State:
+    """One sequence being decoded: its ids, how far the target has ruled, its rounds. Only `commit` writes ids.
+
+    `ids` [capacity]: the first `length` are committed; drafters stage their tokens behind them.
+    """
+
+    def __init__(
+        self, prompt_ids: Sequence[int], decode: Decode, draws: Draws, readers: Readers, detail: bool = False
+    ) -> None:
+        self.decode, self.draws, self.detail = decode, draws, detail
+        self.prompt_length = self.length = self.confirmed = len(prompt_ids)
+        self.output: list[int] = []
+        self.laws: list[float] = []
+        self.rounds: list[Round] = []
+        self.finish_reason: FinishReason | None = None
+        self._readers = readers
+        self.ids = torch.zeros(len(prompt_ids) + decode.max_new_tokens, dtype=torch.long, device=readers.device)
+        self.ids[: self.length] = torch.tensor(list(prompt_ids), dtype=torch.long)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be output."""
+        return self.decode.max_new_tokens - len(self.output)
+
+    @property
+    def pending(self) -> int:
+        """Committed tokens that the target has neither read nor written."""
+        return self.length - self.confirmed
+
+    def stage(self, offset: int, token: Tensor) -> None:
+        """Put a drafted token `offset` places behind the committed ids, where readers find it."""
+        self.ids[self.length + offset] = token
+
+    def commit(self, draft: Draft, verdict: Verdict) -> Round:
+        """Output the verdict's tokens up to the first stop, and rewind every reader to the ids that still stand."""
+        count = self._accept_until_stop(verdict.tokens)
+        before = self.length
+        ended_early = count < len(verdict.tokens)
+        tiers = verdict.tiers[:count]
+        unjudged = min(verdict.unjudged, count)
+        dropped = draft.length - len(tiers) - unjudged
+        kept = min(verdict.kept, count)
+        self.ids[before : before + count] = torch.tensor(verdict.tokens[:count], dtype=torch.long)
+        self.length = before + count
+        if verdict.target_ruled is not None:
+            self.confirmed = before + min(verdict.target_ruled, count)
+        for reader in self._readers.opened():
+            reader.rewind(min(before + kept, self.length - 1))
+        if self.detail and verdict.laws is not None:
+            self.laws += verdict.laws[:count]
+        # A stop inside a kept prefix cuts what was drafted behind it; a replaced token discards it.
+        is_cut = ended_early or (self.finish_reason is not None and kept == count)
+        record = Round(
+            prefix=before,
+            drafted=draft.length,
+            judged=len(tiers),
+            rejected=max(0, len(tiers) - kept),
+            unjudged=unjudged,
+            discarded=0 if is_cut else dropped,
+            cut=dropped if is_cut else 0,
+            committed=count,
+            tiers=tiers,
+            target_rejected=int(len(tiers) > kept and tiers[kept] == "target"),
+            sources=verdict.sources[:count],
+            pending=self.pending,
+            escalation=verdict.escalation,
+            regions=verdict.regions,
+            audits=verdict.audits,
+        )
+        self.rounds.append(record)
+        return record
+
+    def _accept_until_stop(self, tokens: Sequence[int]) -> int:
+        for count, token in enumerate(tokens, 1):
+            self.output.append(token)
+            if token in self.decode.eos_ids:
+                self.finish_reason = "eos"
+            elif self.decode.stop is not None and self.decode.stop(self.output):
+                self.finish_reason = "stop"
+            elif self.remaining == 0:
+                self.finish_reason = "length"
+            if self.finish_reason is not None:
+                return count
+        return len(tokens)
+
+
+class Drafter(Protocol):
+    """Proposes tokens. `begin` resets what was learned from the last request; in `observe` adaptive parts learn."""
+
+    def begin(self, state: State) -> None: ...
+    def propose(self, state: State, limit: int) -> Draft: ...
+    def observe(self, state: State, draft: Draft, verdict: Verdict) -> None: ...
+
+
+class StopRule(Protocol):
+    """Says before a block how many tokens may be drafted."""
+
+    def begin(self, state: State) -> None: ...
+    def limit(self, state: State) -> int: ...
+    def observe(self, state: State, draft: Draft, verdict: Verdict) -> None: ...
+
+
+class Verifier(Protocol):
+    """Rules on drafts."""
+
+    def begin(self, state: State) -> None: ...
+    def judge(self, state: State, draft: Draft) -> Verdict: ...
+    def observe(self, state: State, draft: Draft, verdict: Verdict) -> None: ...
+
+
+class Decoder(Protocol):
+    """Anything that turns a prompt into a Generation."""
+
+    lossless: bool
+
+    def generate(
+        self, prompt_ids: Sequence[int], decode: Decode, draws: Draws, detail: bool = False, watch: Watch | None = None
+    ) -> Generation: ...
+
+
+Watch = Callable[[str], None]  # called with "prefilled" once and "round" after each round
+
+
+class Part:
+    """A part without memory."""
+
+    def begin(self, state: State) -> None:
+        """A new request begins."""
+
+    def observe(self, state: State, draft: Draft, verdict: Verdict) -> None:
+        """A round was committed."""
+
+
+class Speculative:
+    """Runs rounds of draft, verdict and commit until the output ends."""
+
+    def __init__(
+        self, drafter: Drafter, stop: StopRule, verifier: Verifier, readers: Readers, lossless: bool = False
+    ) -> None:
+        self.drafter, self.stop, self.verifier, self.readers, self.lossless = drafter, stop, verifier, readers, lossless
+
+    def begin(self, prompt_ids: Sequence[int], decode: Decode, draws: Draws, detail: bool = False) -> State:
+        """Reset all parts and let every reader read the prompt but its last token (DESIGN section 4, prefill)."""
+        state = State(prompt_ids, decode, draws, self.readers, detail)
+        for reader in self.readers.opened():
+            reader.start()
+        for reader in self.readers.opened():
+            if reader.read < len(prompt_ids) - 1:  # a view on a shared cache finds the target's keys there
+                reader.feed(state.ids, len(prompt_ids) - 1, last=0)
+        for part in (self.drafter, self.stop, self.verifier):
+            part.begin(state)
+        return state
+
+    def round(self, state: State) -> Round:
+        """One draft-then-verify cycle."""
+        draft = self.drafter.propose(state, max(0, min(self.stop.limit(state), state.remaining)))
+        verdict = self.verifier.judge(state, draft)
+        record = state.commit(draft, verdict)
+        for part in (self.drafter, self.stop, self.verifier):
+            part.observe(state, draft, verdict)
+        return record
+
+    @torch.inference_mode()
+    def generate(
+        self, prompt_ids: Sequence[int], decode: Decode, draws: Draws, detail: bool = False, watch: Watch | None = None
+    ) -> Generation:
+        """Decode one prompt. `detail` records laws and audits; `watch` hears when the prompt is read and rounds end."""
+        state = self.begin(prompt_ids, decode, draws, detail)
+        read_at_start = {reader.role: (reader.calls, reader.fed) for reader in self.readers.opened()}
+        if watch is not None:
+            watch("prefilled")
+        while state.finish_reason is None:
+            self.round(state)
+            if watch is not None:
+                watch("round")
+        readers = self.readers.opened()
+        return Generation(
+            token_ids=state.output,
+            finish_reason=state.finish_reason,
+            rounds=state.rounds,
+            calls={reader.role: reader.calls - read_at_start[reader.role][0] for reader in readers},
+            fed={reader.role: reader.fed - read_at_start[reader.role][1] for reader in readers},
+            laws=state.laws if detail else None,
+        )

@@ -1,0 +1,122 @@
+"""The engine: models of a pair, their views and caches, and the readers that decoders open on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from viasd.decode import RowReader
+from viasd.models import Pair, PairError, common_vocabulary, load_model, make_view
+from viasd.reader import Probe, Reader
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float64"]
+
+
+def resolve_device(device: Device) -> torch.device:
+    """`auto` is CUDA where there is one. Raises PairError when CUDA is asked for and absent."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PairError("engine.device=cuda: this torch sees no CUDA device; accepted here: auto, cpu")
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """`auto` is float32 on a CPU and bfloat16 on CUDA."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    named: dict[str, torch.dtype] = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float64": torch.float64,
+    }
+    return named[dtype]
+
+
+class Engine:
+    """Holds models and caches; every method of a comparison opens its readers here.
+
+    Decoders run one after the other, so the caches are shared between them: prefill starts each sequence anew.
+    `slots` bounds prompt + output (tokens). Views are made once per list of kept layers.
+    """
+
+    def __init__(self, models: dict[str, Any], vocabulary: int, slots: int) -> None:
+        self.models, self.vocabulary, self.slots = models, vocabulary, slots
+        self.probe = Probe()
+        self._views: dict[tuple[int, ...], Any] = {}
+        self._caches: dict[str, Any] = {}
+
+    @classmethod
+    def load(cls, pair: Pair, roles: Sequence[str], device: Device, dtype: Dtype, slots: int) -> Engine:
+        """Load the pair's models for the given roles. Raises PairError for whatever does not fit."""
+        where = resolve_device(device)
+        kind = resolve_dtype(dtype, where)
+        vocabulary = common_vocabulary(pair)
+        return cls({role: load_model(pair, role, kind, where) for role in roles}, vocabulary, slots)
+
+    @property
+    def device(self) -> torch.device:
+        return self.models["target"].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.models["target"].dtype
+
+    def readers(self) -> EngineReaders:
+        """A fresh set of readers for one decoder."""
+        return EngineReaders(self)
+
+    def cache(self, name: str) -> Any:
+        """The slot cache of that name, made at first use."""
+        from viasd.kv_cache import SlotCache  # needs transformers, as do the models that exist by now
+
+        if name not in self._caches:
+            self._caches[name] = SlotCache(self.slots)
+        return self._caches[name]
+
+    def view(self, kept: Sequence[int]) -> Any:
+        """The target with only these layers."""
+        key = tuple(kept)
+        if key not in self._views:
+            self._views[key] = make_view(self.models["target"], list(key))
+        return self._views[key]
+
+    def model(self, role: str) -> Any:
+        """The model of a role. Raises PairError for a role the pair lacks."""
+        if role not in self.models:
+            raise PairError(f"this engine has no model for role {role!r}; it has: {sorted(self.models)}")
+        return self.models[role]
+
+
+class EngineReaders:
+    """The readers of one decoder. A reader is opened once; one that others lean on comes first."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._readers: dict[str, Reader] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self._engine.device
+
+    def get(self, role: str) -> Reader:
+        """The reader of a model of the pair."""
+        return self._open(role, role, self._engine.model(role))
+
+    def slim(self, kept: Sequence[int], cache: str) -> Reader:
+        """The slim view; with `cache="shared"` it leans on the target's reader, which is opened too."""
+        stronger = self.get("target") if cache == "shared" else None
+        return self._open("slim", "target" if stronger else "slim", self._engine.view(kept), stronger)
+
+    def opened(self) -> Sequence[RowReader]:
+        return list(self._readers.values())
+
+    def _open(self, role: str, cache: str, model: Any, stronger: Reader | None = None) -> Reader:
+        if role not in self._readers:
+            engine = self._engine
+            store = engine.cache(cache)
+            self._readers[role] = Reader(role, model, store, engine.vocabulary, engine.probe, stronger)
+        return self._readers[role]

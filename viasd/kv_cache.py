@@ -1,0 +1,66 @@
+"""A slot-addressed key-value cache: the caller says which slots a forward writes and how many it may see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+
+class SlotCache(Cache):
+    """Keys and values [1, heads, slots, head_dim] per layer, allocated at a layer's first write.
+
+    A forward is announced by `at(start, stop)`: its tokens go to slots start..stop-1 and it sees slots 0..stop-1.
+    Nothing is ever cropped: a rewind is a smaller `start` next time. Layers are addressed by their original index,
+    so a view with fewer layers writes the same store as its model.
+    """
+
+    is_compileable = False
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(layers=[])
+        self.slots = slots
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self._start = 0
+        self._stop = 0
+
+    def at(self, start: int, stop: int) -> None:
+        """Announce the next forward: it writes slots start..stop-1. Raises ValueError beyond the capacity."""
+        if stop > self.slots:
+            raise ValueError(f"the sequence needs {stop} cache slots, the cache has {self.slots}")
+        self._start, self._stop = start, stop
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple:
+        keys = self.keys.get(layer_idx)
+        if keys is None:
+            keys = self.keys[layer_idx] = self._allocate(key_states)
+            self.values[layer_idx] = self._allocate(value_states)
+        values = self.values[layer_idx]
+        keys[:, :, self._start : self._stop] = key_states
+        values[:, :, self._start : self._stop] = value_states
+        return keys[:, :, : self._stop], values[:, :, : self._stop]
+
+    def _allocate(self, states: Tensor) -> Tensor:
+        batch, heads, _, width = states.shape
+        return torch.zeros(batch, heads, self.slots, width, dtype=states.dtype, device=states.device)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._start
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self._start
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._stop, 0
+
+    @property
+    def is_sliding(self) -> list[bool]:  # type: ignore[override]
+        return [False]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes allocated for keys and values."""
+        return sum(t.numel() * t.element_size() for store in (self.keys, self.values) for t in store.values())

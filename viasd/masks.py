@@ -1,0 +1,54 @@
+"""Attention masks from positions, built once and handed out as slices, in the form each model family expects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 64  # queries up to this many take a slice of the prepared mask; longer feeds (prefill) are built when asked
+
+
+class MaskBank:
+    """Additive masks [1, 1, n, stop] for queries at start..stop-1 over slots 0..stop-1 (a chain: slot = position).
+
+    A family that names a type per layer (`config.layer_types`: Gemma-2, Qwen2, Qwen3) takes a dict by type; others take
+    one mask for all layers, windowed when the config has a sliding window (Mistral) [checked on both pinned versions].
+    """
+
+    def __init__(self, config: Any, slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._slots, self._dtype, self._device = slots, dtype, device
+        window = getattr(config, "sliding_window", None)
+        layer_types = getattr(config, "layer_types", None)
+        self._single = layer_types is None
+        if layer_types is None:
+            types = {"all": window}
+        else:
+            windows = {"full_attention": None, "sliding_attention": window}
+            unknown = sorted(set(layer_types) - set(windows))
+            if unknown:
+                raise ValueError(f"attention type {unknown[0]!r} is not supported; accepted: {sorted(windows)}")
+            types = {kind: windows[kind] for kind in sorted(set(layer_types))}
+        self._windows = types
+        # Row i of a bank, shifted to begin at column slots - start, is the mask of a query at position start + i.
+        self._banks = {kind: self._build(BLOCK, slots, 2 * slots, width) for kind, width in types.items()}
+
+    def _build(self, queries: int, start: int, columns: int, window: int | None) -> Tensor:
+        query = torch.arange(start, start + queries, device=self._device)[:, None]
+        key = torch.arange(columns, device=self._device)[None, :]
+        seen = key <= query
+        if window is not None:
+            seen &= key > query - window
+        mask = torch.zeros(queries, columns, dtype=self._dtype, device=self._device)
+        return mask.masked_fill_(~seen, torch.finfo(self._dtype).min)
+
+    def masks(self, start: int, stop: int) -> Tensor | dict[str, Tensor]:
+        """What `attention_mask` must be for a forward of positions start..stop-1."""
+        if stop - start > BLOCK:
+            made = {kind: self._build(stop - start, start, stop, width) for kind, width in self._windows.items()}
+        else:
+            left = self._slots - start
+            made = {kind: bank[: stop - start, left : left + stop] for kind, bank in self._banks.items()}
+        shaped = {kind: mask[None, None] for kind, mask in made.items()}
+        return shaped["all"] if self._single else shaped

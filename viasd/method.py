@@ -1,0 +1,37 @@
+"""A method: a drafter, a stop rule and a verifier, as one frozen configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from viasd.decode import Speculative
+from viasd.drafting import DrafterSpec, NoDrafter, StopSpec
+from viasd.spec import spec
+from viasd.verification import VerifierSpec
+
+if TYPE_CHECKING:
+    from viasd.engine import Engine
+
+
+@spec
+class Method:
+    """What a method yaml builds. `open` makes its decoder on an engine."""
+
+    name: Annotated[str, Field(min_length=1)]
+    drafter: DrafterSpec = Field(default_factory=NoDrafter)
+    stop: StopSpec
+    verifier: VerifierSpec
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Models of the pair that this method runs."""
+        return self.drafter.roles | self.verifier.roles
+
+    def open(self, engine: Engine) -> Speculative:
+        """The decoder. The verifier opens first: a view on the target's cache is prefilled through the target."""
+        readers = engine.readers()
+        verifier = self.verifier.open_verifier(readers)
+        drafter = self.drafter.open_drafter(readers)
+        return Speculative(drafter, self.stop.open_stop(), verifier, readers, lossless=self.verifier.lossless)

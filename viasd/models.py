@@ -1,0 +1,174 @@
+"""Load a pair of causal LMs, build slim views, align vocabularies."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from viasd.spec import spec
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGE_PREFIX = "viasd://"
+
+
+class PairError(ValueError):
+    """A pair that cannot be used: the message names the role, the value and what is accepted."""
+
+
+@spec
+class Pair:
+    """The models of a comparison by role, and the searched masks that belong to its target.
+
+    `models` maps a role (`target` is required, `draft` is the usual second) to a folder of a `transformers` causal LM;
+    `viasd://` names a folder of the installed package. `masks` are JSON files written by scripts/search_mask.py.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    models: dict[str, str]
+    masks: list[str] = Field(default_factory=list)
+
+    def path(self, role: str) -> Path:
+        """Folder of a role's model. Raises PairError when the pair lacks the role or the folder is missing."""
+        if role not in self.models:
+            raise PairError(f"pair {self.name!r} has no model for role {role!r}; it has: {sorted(self.models)}")
+        path = locate(self.models[role])
+        if not (path / "config.json").is_file():
+            raise PairError(
+                f"pair.models.{role}={self.models[role]}: no model there; accepted: a folder with config.json and "
+                "safetensors, or viasd://<folder of the package>"
+            )
+        return path
+
+
+def locate(name: str) -> Path:
+    """A path as given, or a file of the installed package for names that begin with viasd://."""
+    if name.startswith(PACKAGE_PREFIX):
+        return Path(str(resources.files("viasd"))) / name.removeprefix(PACKAGE_PREFIX)
+    return Path(name).expanduser()
+
+
+def load_model(pair: Pair, role: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """The role's model, in evaluation mode, from safetensors only."""
+    from transformers import AutoModelForCausalLM  # here: importing viasd must not pay for transformers
+
+    path = pair.path(role)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, use_safetensors=True)
+    except Exception as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PairError(f"pair.models.{role}={pair.models[role]}: cannot load this model: {line}") from error
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(pair: Pair, role: str = "target") -> Any:
+    """The role's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(pair.path(role)))
+
+
+def common_vocabulary(pair: Pair) -> int:
+    """How many ids the target's tokenizer defines. Raises PairError when the draft's tokenizer disagrees on one."""
+    target = load_tokenizer(pair).get_vocab()
+    if "draft" in pair.models:
+        draft = load_tokenizer(pair, "draft").get_vocab()
+        differing = [token for token, index in draft.items() if token in target and target[token] != index]
+        shared = sum(token in target for token in draft)
+        if differing or shared < min(len(draft), len(target)) // 2:
+            example = f", for example {differing[0]!r}" if differing else ""
+            raise PairError(
+                f"pair {pair.name!r}: target and draft must share token ids; {len(differing)} tokens differ and "
+                f"{shared} of {len(target)} are shared{example}"
+            )
+    return max(target.values()) + 1
+
+
+# --- slim views ---------------------------------------------------------------------------------------------------
+
+
+def make_view(model: Any, kept: list[int]) -> Any:
+    """The same model with only the layers `kept` (original indices): shared modules, no copied weights.
+
+    The model itself is untouched. Layers keep their `layer_idx`, so the view writes the model's own cache slots.
+    Called without our cache it needs `use_cache=False`: the library would build a cache for the shorter list and fail.
+    """
+    view, base = _shallow(model), _shallow(model.get_decoder())
+    layers = list(base.layers)
+    config = copy.copy(base.config)
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = [config.layer_types[index] for index in kept]
+    base.config = config
+    base.layers = type(base.layers)([layers[index] for index in kept])
+    view._modules[model.base_model_prefix] = base
+    return view
+
+
+def _shallow(module: Any) -> Any:
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def layer_count(model: Any) -> int:
+    """Number of decoder layers."""
+    return len(model.get_decoder().layers)
+
+
+def skipped_count(layers: int, ratio: float) -> int:
+    """How many layers a skip ratio bypasses: round(ratio x layers), half to even as Python rounds."""
+    return round(ratio * layers)
+
+
+def _free_layers(layers: int, keep_ends: bool) -> list[int]:
+    return list(range(1, layers - 1)) if keep_ends else list(range(layers))
+
+
+def even_mask(layers: int, ratio: float, keep_ends: bool = True) -> list[int]:
+    """Kept layers when the skipped ones are evenly spaced among those that may be skipped."""
+    free, skip = _checked(layers, ratio, keep_ends)
+    step = len(free) / skip if skip else 0
+    skipped = {free[int((index + 0.5) * step)] for index in range(skip)}
+    return [index for index in range(layers) if index not in skipped]
+
+
+def random_mask(layers: int, ratio: float, seed: int, keep_ends: bool = True) -> list[int]:
+    """Kept layers when the skipped ones are drawn uniformly among those that may be skipped."""
+    free, skip = _checked(layers, ratio, keep_ends)
+    skipped = set(random.Random(seed).sample(free, skip))
+    return [index for index in range(layers) if index not in skipped]
+
+
+def _checked(layers: int, ratio: float, keep_ends: bool) -> tuple[list[int], int]:
+    free, skip = _free_layers(layers, keep_ends), skipped_count(layers, ratio)
+    if skip > len(free):
+        raise PairError(
+            f"skip_ratio={ratio} skips {skip} of {layers} layers; at most {len(free)} may be skipped"
+            + (" while the first and last are kept (keep_ends=true)" if keep_ends else "")
+        )
+    return free, skip
+
+
+def read_mask(name: str, target_hash: str, layers: int) -> list[int]:
+    """Kept layers from a mask file. Raises PairError when it is missing, malformed or made for another model."""
+    path = locate(name)
+    try:
+        content = json.loads(path.read_text())
+        kept, owner = list(map(int, content["kept"])), str(content["target_hash"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PairError(
+            f"mask={name}: not a readable mask file ({error}); accepted: JSON of scripts/search_mask.py"
+        ) from error
+    if owner != target_hash:
+        raise PairError(f"mask={name}: made for the model {owner}, this target is {target_hash}")
+    if kept != sorted(set(kept)) or not kept or kept[0] < 0 or kept[-1] >= layers:
+        raise PairError(f"mask={name}: kept={kept}; accepted: ascending layer numbers from 0 to {layers - 1}")
+    return kept

@@ -1,0 +1,74 @@
+"""Row rules: what a judge's row and the draft row say about keeping a drafted token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from viasd.sampling import Draws
+from viasd.spec import spec
+
+
+@dataclass(frozen=True)
+class RuleRows:
+    """Rows a rule yields for n judged positions: `reject` and `residual` [n, V], `bonus` [V]."""
+
+    reject: Tensor
+    residual: Tensor
+    bonus: Tensor
+
+
+@runtime_checkable
+class RowRule(Protocol):
+    """Maps (judge rows [n + 1, V], draft rows [n, V]), processed, to the three rows of the generic round."""
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the output law is the judge's."""
+
+    def rows(self, judge: Tensor, draft: Tensor) -> RuleRows:
+        """The rows of this rule."""
+
+
+@spec
+class Lossless:
+    """Reject, residual and bonus from the judge's row: the output law is the judge's (Leviathan et al., 2211.17192)."""
+
+    @property
+    def lossless(self) -> bool:
+        return True
+
+    def rows(self, judge: Tensor, draft: Tensor) -> RuleRows:
+        return RuleRows(reject=judge[:-1], residual=judge[:-1], bonus=judge[-1])
+
+
+@dataclass(frozen=True)
+class ChainVerdict:
+    """`accepted` [] leading tokens kept of n, and `token` []: the replacement, or the bonus when all were kept."""
+
+    accepted: Tensor
+    token: Tensor
+
+
+def judge_chain(tokens: Tensor, draft: Tensor, rule: RuleRows, draws: Draws, bonus: bool = True) -> ChainVerdict:
+    """The generic round on a chain (reference: 2607.08690, Algorithm 2): keep a prefix, then replace or add one.
+
+    `tokens` [n] were drawn from exactly `draft` [n, V]. Token i is kept iff coin * draft_i(x_i) < reject_i(x_i).
+    The replacement is drawn from max(0, residual - draft), or from the residual row where that is zero. Without
+    `bonus` the token behind a fully kept chain is not to be used.
+    """
+    if tokens.shape[0] == 0:
+        accepted = tokens.new_zeros(())
+        return ChainVerdict(accepted, draws.draw(rule.bonus[None], "replacement")[0])
+    at = tokens[:, None]
+    accepted = draws.accepted_prefix(rule.reject.gather(1, at)[:, 0], draft.gather(1, at)[:, 0])
+    stop = accepted.clamp(max=tokens.shape[0] - 1)
+    residual = rule.residual[stop]
+    leftover = (residual - draft[stop]).clamp(min=0)
+    leftover = leftover.where(leftover.sum() > 0, residual)
+    full = accepted == tokens.shape[0]
+    row = rule.bonus.where(full, leftover)
+    where = None if bonus else ~full[None]
+    return ChainVerdict(accepted, draws.draw(row[None], "replacement", where)[0])
