@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -100,7 +100,8 @@ class Bench:
         short = Decode(self.decode.sampling, min(WARM_UP_TOKENS, self.decode.max_new_tokens))
         for _ in range(2):
             for decoder in self.arms.values():
-                decoder.generate(prompt_ids, short, SeededDraws(self.seed, "warm-up", self.engine.device))
+                with suppress(Exception):  # it will fail on the examples too, and leave a row that says why
+                    decoder.generate(prompt_ids, short, SeededDraws(self.seed, "warm-up", self.engine.device))
 
     def measure(self, prompt: Prompt, timed: bool) -> list[Row]:
         """One row per arm. Timed: arms back to back in an order that rotates with the example and the repeat."""

@@ -54,14 +54,15 @@ FINISHED: list[Plan] = []  # the runs of this process, for what is said of all o
 
 
 def run_job(config: DictConfig) -> Plan:
-    """One run, from configuration to summary. A complete run is only shown again."""
+    """One run, from configuration to summary. A complete run is only shown again; failed examples are tried again."""
     from experiments.config import build
 
     job = build(config)
     plan = settle(job)
     print_header(plan)
     rows = {(row.example_id, row.arm): row for row in plan.folder.read_rows()}
-    missing = [prompt for prompt in plan.prompts if not _has(plan, rows, prompt)]
+    retry = sum(row.error is not None for row in rows.values()) > job.settings.max_errors
+    missing = [prompt for prompt in plan.prompts if not _has(plan, rows, prompt, retry)]
     if missing:
         plan.folder.create()
         _measure(plan, missing)
@@ -153,11 +154,11 @@ def _decode(job: Job, tokenizer: Any) -> Any:
     return Decode(job.sampling, job.task.max_new_tokens, frozenset({tokenizer.eos_token_id}), stop)
 
 
-def _has(plan: Plan, rows: dict[tuple[str, str], Row], prompt: Prompt) -> bool:
+def _has(plan: Plan, rows: dict[tuple[str, str], Row], prompt: Prompt, retry: bool) -> bool:
     from experiments.store import is_complete
 
     timed, repeats = prompt.index < plan.timed, plan.job.settings.repeats
-    return all(is_complete(rows.get((prompt.example.example_id, arm)), timed, repeats) for arm in plan.arms)
+    return all(is_complete(rows.get((prompt.example.example_id, arm)), timed, repeats, retry) for arm in plan.arms)
 
 
 def _measure(plan: Plan, missing: list[Prompt]) -> None:
@@ -190,11 +191,14 @@ def _measure(plan: Plan, missing: list[Prompt]) -> None:
         _log_to(plan.folder.log_path)
         warm = plan.tokenizer(job.task.examples("calibration", 1)[0].prompt).input_ids
         bench.warm_up(warm[: engine.slots // 2])
-        with tqdm(missing, desc=f"{job.method.name} on {job.task.name}", unit="example", leave=False) as bar:
+        with tqdm(
+            missing, desc=f"{job.method.name} on {job.task.name}", unit="example", leave=False, disable=None
+        ) as bar:
             for prompt in bar:
                 plan.folder.append(bench.measure(prompt, timed=prompt.index < plan.timed))
-    except KeyboardInterrupt:
-        plan.folder.write_run({"status": "interrupted", **record})
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        plan.folder.write_run({"status": status, **record})
         raise
     record["memory"] = {name: memory(engine, decoder) for name, decoder in decoders.items()}
     plan.folder.write_run({"status": "done", **record})
@@ -232,6 +236,7 @@ def finish(plan: Plan, measured: bool) -> None:
     print(f"rows: {folder.rows_path}")
     failed = [row for row in rows if row.error is not None]
     if len(failed) > plan.job.settings.max_errors:
+        folder.write_run({**(folder.read_run() or {}), "status": "failed"})
         raise RunFailed(
             f"{len(failed)} examples failed (max_errors={plan.job.settings.max_errors}), the first in arm "
             f"{failed[0].arm}: {failed[0].error}"

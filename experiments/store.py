@@ -86,8 +86,10 @@ def select(rows: Sequence[Row], example_ids: Collection[str], timed_ids: Collect
     return sorted(wanted, key=lambda row: row.index)
 
 
-def is_complete(row: Row | None, timed: bool, repeats: int) -> bool:
-    """Whether a stored row holds all that this run asks of it. An error row is final: it is not tried again."""
+def is_complete(row: Row | None, timed: bool, repeats: int, retry: bool) -> bool:
+    """Whether a stored row holds all that this run asks of it. With `retry`, an error row does not."""
     if row is None:
         return False
-    return row.error is not None or not timed or len(row.decode_seconds) >= repeats
+    if row.error is not None:
+        return not retry
+    return not timed or len(row.decode_seconds) >= repeats

@@ -225,14 +225,14 @@ class Training:
         self.model = build_model(role, tokenizer, options.seed).to(self.device)
         self.rates = (options.rate, options.rate)
         self.optimizers = build_optimizers(self.model, self.rates)
-        self.step, self.seconds, self.curve = 0, 0.0, []
+        self.step, self.seconds, self.threads, self.curve = 0, 0.0, options.threads, []
         self.path = options.checkpoints / f"{role}.pt"
 
     def save(self) -> None:
         """Store model, optimizers, progress and generator state."""
         state = {
             "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-            "step": self.step, "seconds": self.seconds, "curve": self.curve, "rng": torch.get_rng_state(),
+            "step": self.step, "seconds": self.seconds, "threads": self.threads, "curve": self.curve, "rng": torch.get_rng_state(),
         }
         save_atomically(state, self.path)
 
@@ -244,7 +244,7 @@ class Training:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+        self.step, self.seconds, self.threads, self.curve = (state[k] for k in ("step", "seconds", "threads", "curve"))
         torch.set_rng_state(state["rng"].cpu())
         return True
 
@@ -429,7 +429,7 @@ def write_card(options: argparse.Namespace, trainings: list[Training], rows: dic
         parts.append(
             f"### {training.role}: {shape['num_hidden_layers']} layers x {shape['hidden_size']}, "
             f"{parameters / 1e6:.2f} M parameters\n\n{training.step} steps in {training.seconds / 60:.1f} minutes "
-            f"({options.device}, {options.threads} threads).\n\n{as_curve(training)}\n"
+            f"({options.device}, {training.threads} threads).\n\n{as_curve(training)}\n"
         )
     numbers = {"count": options.evaluate, "table": as_table(rows), "parts": "\n".join(parts), "drop": DROP}
     numbers |= {"pool": POOL, "rows": ROWS, "length": LENGTH, "rate": options.rate, "seed": options.seed}
@@ -445,7 +445,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--steps-target", type=int, default=3000)
-    parser.add_argument("--steps-draft", type=int, default=2500)
+    parser.add_argument("--steps-draft", type=int, default=500)
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--look-every", type=int, default=250, help="steps between looks at held-out problems")
     parser.add_argument("--save-seconds", type=float, default=180.0, help="seconds between checkpoints")

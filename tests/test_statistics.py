@@ -19,6 +19,7 @@ def test_value_is_the_ratio_of_totals() -> None:
     assert (resamples.ratio([4, 4, 4], [1, 2, 3]) / resamples.ratio([1, 1, 1], [1, 1, 1])).value == 2.0
     assert (1.0 - resamples.ratio([1, 0, 0], [1, 1, 2])).value == 0.75
     assert resamples.difference([1, 1, 0], [2, 2, 0], [0, 1, 9], [1, 1, 9]).value == 0.0  # third example has no partner
+    assert resamples.difference([0, 1, 9], [1, 1, 9], [1, 1, 0], [2, 2, 0]).value == 0.0
 
 
 def test_resamples_are_a_function_of_their_arguments() -> None:

@@ -11,11 +11,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from experiments.tasks.base import SPLITS, Example, Task, split_of
 from experiments.tasks.coding import Coding
 from experiments.tasks.reasoning import Reasoning
-from experiments.tasks.summarization import Summarization, summarize
+from experiments.tasks.summarization import Summarization, split_facts, summarize
 
 REFERENCE = Path(__file__).resolve().parents[1] / "viasd" / "reference"
 FAMILIES = (Reasoning, Coding, Summarization)
-COUNT = 300
+COUNT = 200
 # Other ids mean other problems: stored rows of earlier runs could no longer be compared with new ones.
 FIRST_IDS = {"Reasoning": "76b3f909260bbb2e", "Coding": "6d8dad948ef3006f", "Summarization": "c669a35f665bb161"}
 
@@ -55,9 +55,9 @@ def test_ids_are_stable_across_processes() -> None:
 
 
 def test_no_duplicates_and_disjoint_splits(task: Task) -> None:
-    ids = {split: [e.example_id for e in task.examples(split, COUNT)] for split in SPLITS}
-    prompts = {split: {e.prompt for e in task.examples(split, COUNT)} for split in SPLITS}
-    assert all(len(set(found)) == COUNT for found in ids.values())
+    found = {split: task.examples(split, COUNT) for split in SPLITS}
+    prompts = {split: {e.prompt for e in examples} for split, examples in found.items()}
+    assert all(len({e.example_id for e in examples}) == len(prompts[s]) == COUNT for s, examples in found.items())
     assert not prompts["train"] & prompts["test"]
     assert not prompts["train"] & prompts["calibration"]
     assert not prompts["calibration"] & prompts["test"]
@@ -108,12 +108,13 @@ def test_the_last_stated_answer_counts() -> None:
 
 def test_fact_recall_is_the_share_of_stated_facts() -> None:
     told = [("Tom", "Rome", "hats", 12), ("Ada", "Oslo", "pens", 30)]
-    facts = summarize(told, "largest first")
-    assert facts == ["Ada in Oslo: 30 pens, sum 30", "Tom in Rome: 12 hats, sum 42", "most by Ada"]
-    assert summarize(told, "by name")[0].startswith("Ada") and summarize(told, "in order")[0].startswith("Tom")
-    example = Example("0", "", "", {"facts": facts})
-    assert Summarization().score(example, " Ada in Oslo: 30 pens, sum 30; most by Ada.") == pytest.approx(2 / 3)
-    assert Summarization().score(example, " most by Ada; most by Ada.") == pytest.approx(1 / 3)
+    summary = summarize(told, "largest first")
+    assert summary == " Ada in Oslo: 30 pens, sum 30; Tom in Rome: 12 hats, sum 42; most by Ada."
+    assert summarize(told, "by name") == summary
+    assert summarize(told, "in order").startswith(" Tom in Rome: 12 hats, sum 12;")
+    example = Example("0", "", "", {"facts": split_facts(summary)})
+    assert Summarization().score(example, " Ada in Oslo: 30 pens, sum 30; most by Ada.") == pytest.approx(3 / 5)
+    assert Summarization().score(example, " most by Ada; most by Ada.") == pytest.approx(1 / 5)
 
 
 def test_wrong_code_fails_its_hidden_tests() -> None:

@@ -63,16 +63,26 @@ def load_model(pair: Pair, role: str, dtype: torch.dtype, device: torch.device) 
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, use_safetensors=True)
     except Exception as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PairError(f"pair.models.{role}={pair.models[role]}: cannot load this model: {line}") from error
+        raise PairError(f"pair.models.{role}={pair.models[role]}: cannot load this model: {_line(error)}") from error
     return model.to(device).eval().requires_grad_(False)
 
 
 def load_tokenizer(pair: Pair, role: str = "target") -> Any:
-    """The role's tokenizer."""
+    """The role's tokenizer. Raises PairError when the folder holds none that can be read."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(pair.path(role)))
+    path = pair.path(role)
+    try:
+        return AutoTokenizer.from_pretrained(str(path))
+    except Exception as error:
+        raise PairError(
+            f"pair.models.{role}={pair.models[role]}: cannot load this tokenizer: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def common_vocabulary(pair: Pair) -> int:

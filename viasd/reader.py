@@ -39,6 +39,7 @@ class Reader:
         self.calls = self.fed = 0
         self._vocabulary, self._probe = vocabulary, probe
         self._read = 0
+        self._known = model.get_input_embeddings().weight.shape[0]
         device = model.device
         self._masks = MaskBank(model.get_decoder().config, cache.slots, model.dtype, device)
         self._positions = torch.arange(cache.slots, device=device)[None]
@@ -75,8 +76,11 @@ class Reader:
 
     def _forward(self, ids: Tensor, start: int, stop: int, last: int) -> Tensor:
         self.cache.at(start, stop)
+        tokens = ids[None, start:stop]
+        if self._known < self._vocabulary:  # an id that this model lacks is read as its last one
+            tokens = tokens.clamp(max=self._known - 1)
         output = self.model(
-            input_ids=ids[None, start:stop],
+            input_ids=tokens,
             position_ids=self._positions[:, start:stop],
             attention_mask=self._masks.masks(start, stop),
             past_key_values=self.cache,

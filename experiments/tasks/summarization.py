@@ -57,24 +57,28 @@ class Summarization(Task):
             sentences.append(rng.choice(CORRECTIONS).format(who=people[wrong], verb=verb, n=amounts[wrong]))
         order = rng.choice(ORDERS)
         told = list(zip(people, places, items, amounts, strict=True))
-        facts = summarize(told, order)
+        reference = summarize(told, order)
         prompt = f"{rng.choice(OPENINGS)}, {order}: {' '.join(sentences)}\nSummary:"
-        return Problem((order, *told), prompt, " " + "; ".join(facts) + ".", {"facts": facts})
+        return Problem((order, *told), prompt, reference, {"facts": split_facts(reference)})
 
     def score(self, example: Example, text: str) -> float:
         """Count the gold facts that the text states word for word, each as often as it is needed."""
-        stated = Counter(fact.strip() for fact in text.strip().rstrip(".").split(";"))
-        needed = Counter(example.metadata["facts"])
+        stated, needed = Counter(split_facts(text)), Counter(example.metadata["facts"])
         return sum((stated & needed).values()) / sum(needed.values())
 
 
-def summarize(told: list[tuple[str, str, str, int]], order: str) -> list[str]:
-    """Return one fact per (person, place, item, amount) in the wanted order, with the sum so far, then who leads."""
+def summarize(told: list[tuple[str, str, str, int]], order: str) -> str:
+    """List each (person, place, item, amount) in the wanted order with the sum so far, then say who leads."""
     keys = {"in order": lambda fact: 0, "by name": lambda fact: fact[0], "largest first": lambda fact: -fact[3]}
-    facts = []
+    parts = []
     total = 0
     for who, place, item, n in sorted(told, key=keys[order]):
         total += n
-        facts.append(f"{who} in {place}: {n} {item}, sum {total}")
+        parts.append(f"{who} in {place}: {n} {item}, sum {total}")
     leader = max(told, key=lambda fact: fact[3])[0]
-    return [*facts, f"most by {leader}"]
+    return f" {'; '.join(parts)}; most by {leader}."
+
+
+def split_facts(summary: str) -> list[str]:
+    """Return the facts of a summary: who did what where, each sum, and the leader."""
+    return [fact.strip() for fact in summary.strip().rstrip(".").replace(";", ",").split(",")]
