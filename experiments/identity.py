@@ -21,7 +21,7 @@ from experiments.tasks.base import Example
 from viasd.models import Pair
 
 # What decides rows. Reports and tables do not, and the resolved configuration is hashed itself.
-MEASURING = ("arms.py", "fidelity.py", "measure.py", "records.py", "resolve.py", "stopping.py", "tasks")
+MEASURING = ("arms.py", "fidelity.py", "measure.py", "plan.py", "records.py", "resolve.py", "stopping.py", "tasks")
 LIBRARIES = ("torch", "transformers", "tokenizers")
 
 

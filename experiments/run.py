@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -20,34 +18,11 @@ from omegaconf import DictConfig
 from experiments.errors import RunFailed, exit_code, one_line
 
 if TYPE_CHECKING:
-    from experiments.config import Job
     from experiments.measure import Prompt
+    from experiments.plan import Plan
     from experiments.records import Row
-    from experiments.store import RunFolder
-    from viasd.engine import Engine
-    from viasd.method import Method
 
 CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
-
-
-@dataclasses.dataclass
-class Plan:
-    """A job with all that was left open settled, and who it is."""
-
-    job: Job
-    method: Method
-    arms: dict[str, Method]
-    prompts: list[Prompt]
-    timed: int
-    folder: RunFolder
-    identity: dict[str, Any]
-    tokenizer: Any
-    engine: Engine | None
-    notices: list[str]
-
-    @property
-    def example_ids(self) -> list[str]:
-        return [prompt.example.example_id for prompt in self.prompts]
 
 
 FINISHED: list[Plan] = []  # the runs of this process, for what is said of all of them at the end
@@ -56,6 +31,7 @@ FINISHED: list[Plan] = []  # the runs of this process, for what is said of all o
 def run_job(config: DictConfig) -> Plan:
     """One run, from configuration to summary. A complete run is only shown again; failed examples are tried again."""
     from experiments.config import build
+    from experiments.plan import settle
 
     job = build(config)
     plan = settle(job)
@@ -72,88 +48,6 @@ def run_job(config: DictConfig) -> Plan:
     return plan
 
 
-def settle(job: Job) -> Plan:
-    """Resolve masks and arms, read the examples, name the run. Loads models only if a random gate needs its shares."""
-    import torch
-
-    from experiments import identity
-    from experiments.arms import check_roles, derive
-    from experiments.measure import Prompt
-    from experiments.resolve import SHARE_PROMPTS, gate_shares, resolve_masks
-    from experiments.store import RunFolder
-    from viasd.engine import resolve_device, resolve_dtype
-    from viasd.models import load_tokenizer
-
-    torch.set_num_threads(job.engine.thread_count)
-    device = resolve_device(job.engine.device)
-    check_roles(job.method, job.pair)
-    method, notice = resolve_masks(job.method, job.pair)
-    tokenizer = load_tokenizer(job.pair)
-    source = job.task.examples("test")
-    prompts = [
-        Prompt(index, example, tokenizer(example.prompt).input_ids)
-        for index, example in enumerate(source[: job.settings.detail_limit])
-    ]
-    loaded: list[Engine] = []
-
-    def shares() -> tuple[float, float, float]:
-        calibration = [tokenizer(one.prompt).input_ids for one in job.task.examples("calibration", SHARE_PROMPTS)]
-        loaded.append(_load(job, [*prompts, *(Prompt(0, source[0], ids) for ids in calibration)]))
-        return gate_shares(method, loaded[0], calibration, _decode(job, tokenizer), job.settings.seed)
-
-    arms, notices = derive(job.settings.arms, method, job.pair, shares)
-    resolved = {name: resolve_masks(arm, job.pair) for name, arm in arms.items()}
-    notices += sorted({text for _, text in resolved.values() if text} | ({notice} if notice else set()))
-    arms = {name: arm for name, (arm, _) in resolved.items()}
-    if len(source) < job.settings.detail_limit:
-        notices.append(
-            f"task {job.task.name} has {len(source)} test examples: limit={job.settings.detail_limit} takes all"
-        )
-    content = {
-        "arms": {name: describe(arm) for name, arm in arms.items()},
-        "sampling": describe(job.sampling),
-        "task": {**describe(job.task), "examples": identity.examples_hash(source)},
-        "pair": {"name": job.pair.name, "models": identity.pair_identity(job.pair)},
-        "seed": job.settings.seed,
-        "repeats": job.settings.repeats,
-        "device": identity.device_name(device),
-        "dtype": str(resolve_dtype(job.engine.dtype, device)).removeprefix("torch."),
-        "threads": job.engine.thread_count,
-        "versions": identity.versions(),
-        "code_hash": identity.code_hash(),
-    }
-    folder = RunFolder(job.settings.results, identity.digest(content))
-    timed = min(job.settings.limit, len(prompts))
-    return Plan(job, method, arms, prompts, timed, folder, content, tokenizer, loaded[0] if loaded else None, notices)
-
-
-def describe(part: Any) -> Any:
-    """A spec as plain data, with the name of its class: what a yaml would say."""
-    if dataclasses.is_dataclass(part) and not isinstance(part, type):
-        fields = {field.name: describe(getattr(part, field.name)) for field in dataclasses.fields(part)}
-        return {"_target_": f"{type(part).__module__}.{type(part).__qualname__}", **fields}
-    if isinstance(part, Mapping):
-        return {key: describe(value) for key, value in part.items()}
-    if isinstance(part, list | tuple):
-        return [describe(value) for value in part]
-    return part
-
-
-def _load(job: Job, prompts: list[Prompt]) -> Engine:
-    from viasd.engine import Engine
-
-    slots = max(len(prompt.ids) for prompt in prompts) + job.task.max_new_tokens
-    return Engine.load(job.pair, list(job.pair.models), job.engine.device, job.engine.dtype, slots)
-
-
-def _decode(job: Job, tokenizer: Any) -> Any:
-    from experiments.stopping import StopStrings
-    from viasd.decode import Decode
-
-    stop = StopStrings(tokenizer, job.task.stop_strings) if job.task.stop_strings else None
-    return Decode(job.sampling, job.task.max_new_tokens, frozenset({tokenizer.eos_token_id}), stop)
-
-
 def _has(plan: Plan, rows: dict[tuple[str, str], Row], prompt: Prompt, retry: bool) -> bool:
     from experiments.store import is_complete
 
@@ -167,16 +61,17 @@ def _measure(plan: Plan, missing: list[Prompt]) -> None:
 
     from experiments import identity
     from experiments.measure import Bench, memory
+    from experiments.plan import decode_settings, load_engine
 
     job = plan.job
-    engine = plan.engine or _load(job, plan.prompts)
+    engine = plan.engine or load_engine(job, plan.prompts)
     decoders = {name: arm.open(engine) for name, arm in plan.arms.items()}
     bench = Bench(
         engine,
         decoders,
         job.task,
         plan.tokenizer,
-        _decode(job, plan.tokenizer),
+        decode_settings(job, plan.tokenizer),
         job.settings.seed,
         job.settings.repeats,
     )

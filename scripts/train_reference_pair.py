@@ -103,8 +103,13 @@ def train_tokenizer(corpus: Iterator[str]) -> PreTrainedTokenizerFast:
     marks = [(BOS, core.token_to_id(BOS))]
     core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=marks)
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=512,
-        clean_up_tokenization_spaces=False, padding_side="left",
+        tokenizer_object=core,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
     )
 
 
@@ -123,9 +128,12 @@ def build_model(role: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Lla
     torch.manual_seed(seed)
     ids = {f"{mark}_token_id": getattr(tokenizer, f"{mark}_token_id") for mark in ("bos", "eos", "pad")}
     config = LlamaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=False,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
         attn_implementation="eager",  # as trained with explicit document masks
-        **SHAPES[role], **ids,
+        **SHAPES[role],
+        **ids,
     )
     return LlamaForCausalLM(config)
 
@@ -231,8 +239,13 @@ class Training:
     def save(self) -> None:
         """Store model, optimizers, progress and generator state."""
         state = {
-            "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-            "step": self.step, "seconds": self.seconds, "threads": self.threads, "curve": self.curve, "rng": torch.get_rng_state(),
+            "model": self.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+            "threads": self.threads,
+            "curve": self.curve,
+            "rng": torch.get_rng_state(),
         }
         save_atomically(state, self.path)
 

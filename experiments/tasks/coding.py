@@ -49,31 +49,39 @@ def draw_condition(rng: random.Random) -> Piece:
     """A test of one integer."""
     n, divisor = rng.randint(2, 20), rng.randint(3, 9)
     w = word_number(rng, n)
-    return rng.choice((
-        Piece("even", ("even", "divisible by 2"), "{v} % 2 == 0", lambda x: x % 2 == 0),
-        Piece("odd", ("odd", "not even"), "{v} % 2 == 1", lambda x: x % 2 == 1),
-        Piece(f">{n}", (f"greater than {w}", f"above {w}"), f"{{v}} > {n}", lambda x: x > n),
-        Piece(f"<{n}", (f"less than {w}", f"below {w}"), f"{{v}} < {n}", lambda x: x < n),
-        Piece(f">={n}", (f"at least {w}",), f"{{v}} >= {n}", lambda x: x >= n),
-        Piece(f"!={n}", (f"not equal to {w}", f"different from {w}"), f"{{v}} != {n}", lambda x: x != n),
-        Piece(f"%{divisor}", (f"divisible by {divisor}", f"a multiple of {divisor}"), f"{{v}} % {divisor} == 0",
-              lambda x: x % divisor == 0),
-    ))
+    return rng.choice(
+        (
+            Piece("even", ("even", "divisible by 2"), "{v} % 2 == 0", lambda x: x % 2 == 0),
+            Piece("odd", ("odd", "not even"), "{v} % 2 == 1", lambda x: x % 2 == 1),
+            Piece(f">{n}", (f"greater than {w}", f"above {w}"), f"{{v}} > {n}", lambda x: x > n),
+            Piece(f"<{n}", (f"less than {w}", f"below {w}"), f"{{v}} < {n}", lambda x: x < n),
+            Piece(f">={n}", (f"at least {w}",), f"{{v}} >= {n}", lambda x: x >= n),
+            Piece(f"!={n}", (f"not equal to {w}", f"different from {w}"), f"{{v}} != {n}", lambda x: x != n),
+            Piece(
+                f"%{divisor}",
+                (f"divisible by {divisor}", f"a multiple of {divisor}"),
+                f"{{v}} % {divisor} == 0",
+                lambda x: x % divisor == 0,
+            ),
+        )
+    )
 
 
 def draw_change(rng: random.Random) -> Piece:
     """An operation on one integer; its wordings read on after 'each is'."""
     n = rng.randint(2, 20)
     w = word_number(rng, n)
-    return rng.choice((
-        Piece(f"+{n}", (f"increased by {w}", f"raised by {w}"), f"{{v}} + {n}", lambda x: x + n),
-        Piece(f"-{n}", (f"decreased by {w}", f"reduced by {w}"), f"{{v}} - {n}", lambda x: x - n),
-        Piece(f"*{n}", (f"multiplied by {w}", f"taken {n} times"), f"{{v}} * {n}", lambda x: x * n),
-        Piece(f"//{n}", (f"divided by {w} and rounded down",), f"{{v}} // {n}", lambda x: x // n),
-        Piece(f"%{n}", (f"replaced by its remainder modulo {w}",), f"{{v}} % {n}", lambda x: x % n),
-        Piece("square", ("squared", "multiplied by itself"), "{v} * {v}", lambda x: x * x),
-        Piece("negate", ("negated", "given the other sign"), "-{v}", lambda x: -x),
-    ))
+    return rng.choice(
+        (
+            Piece(f"+{n}", (f"increased by {w}", f"raised by {w}"), f"{{v}} + {n}", lambda x: x + n),
+            Piece(f"-{n}", (f"decreased by {w}", f"reduced by {w}"), f"{{v}} - {n}", lambda x: x - n),
+            Piece(f"*{n}", (f"multiplied by {w}", f"taken {n} times"), f"{{v}} * {n}", lambda x: x * n),
+            Piece(f"//{n}", (f"divided by {w} and rounded down",), f"{{v}} // {n}", lambda x: x // n),
+            Piece(f"%{n}", (f"replaced by its remainder modulo {w}",), f"{{v}} % {n}", lambda x: x % n),
+            Piece("square", ("squared", "multiplied by itself"), "{v} * {v}", lambda x: x * x),
+            Piece("negate", ("negated", "given the other sign"), "-{v}", lambda x: -x),
+        )
+    )
 
 
 ENDINGS = (
@@ -92,32 +100,50 @@ def draw_text_change(rng: random.Random) -> Piece:
     """An operation that turns a string into a string."""
     a, b = rng.sample(LETTERS, 2)
     n = rng.randint(2, 6)
-    return rng.choice((
-        Piece("upper", ("put it in upper case", "make all letters capital"), "{v}.upper()", str.upper),
-        Piece("reverse", ("reverse it", "turn it around"), "{v}[::-1]", lambda s: s[::-1]),
-        Piece(f"rep{a}{b}", (f"replace '{a}' by '{b}'", f"turn each '{a}' into '{b}'"),
-              f"{{v}}.replace('{a}', '{b}')", lambda s: s.replace(a, b)),
-        Piece(f"del{a}", (f"remove each '{a}'", f"drop all '{a}'"), f"{{v}}.replace('{a}', '')",
-              lambda s: s.replace(a, "")),
-        Piece(f"first{n}", (f"keep the first {n} letters",), f"{{v}}[:{n}]", lambda s: s[:n]),
-        Piece(f"skip{n}", (f"drop the first {n} letters",), f"{{v}}[{n}:]", lambda s: s[n:]),
-        Piece(f"times{n}", (f"repeat it {n} times",), f"{{v}} * {n}", lambda s: s * n),
-        Piece(f"end{a}", (f"add '{a}' at the end", f"append '{a}'"), f"{{v}} + '{a}'", lambda s: s + a),
-        Piece(f"front{a}", (f"put '{a}' in front",), f"'{a}' + {{v}}", lambda s: a + s),
-    ))
+    return rng.choice(
+        (
+            Piece("upper", ("put it in upper case", "make all letters capital"), "{v}.upper()", str.upper),
+            Piece("reverse", ("reverse it", "turn it around"), "{v}[::-1]", lambda s: s[::-1]),
+            Piece(
+                f"rep{a}{b}",
+                (f"replace '{a}' by '{b}'", f"turn each '{a}' into '{b}'"),
+                f"{{v}}.replace('{a}', '{b}')",
+                lambda s: s.replace(a, b),
+            ),
+            Piece(
+                f"del{a}",
+                (f"remove each '{a}'", f"drop all '{a}'"),
+                f"{{v}}.replace('{a}', '')",
+                lambda s: s.replace(a, ""),
+            ),
+            Piece(f"first{n}", (f"keep the first {n} letters",), f"{{v}}[:{n}]", lambda s: s[:n]),
+            Piece(f"skip{n}", (f"drop the first {n} letters",), f"{{v}}[{n}:]", lambda s: s[n:]),
+            Piece(f"times{n}", (f"repeat it {n} times",), f"{{v}} * {n}", lambda s: s * n),
+            Piece(f"end{a}", (f"add '{a}' at the end", f"append '{a}'"), f"{{v}} + '{a}'", lambda s: s + a),
+            Piece(f"front{a}", (f"put '{a}' in front",), f"'{a}' + {{v}}", lambda s: a + s),
+        )
+    )
 
 
 def draw_text_ending(rng: random.Random) -> Piece:
     """The last operation on a string."""
     a = rng.choice(LETTERS)
-    return rng.choice((
-        Piece("text", ("return the result", "return it"), "{v}", lambda s: s),
-        Piece("length", ("return its length",), "len({v})", len),
-        Piece(f"count{a}", (f"return the number of '{a}' in it", f"count the '{a}'"), f"{{v}}.count('{a}')",
-              lambda s: s.count(a)),
-        Piece(f"has{a}", (f"tell whether it contains '{a}'",), f"'{a}' in {{v}}", lambda s: a in s),
-        Piece(f"at{a}", (f"tell whether it starts with '{a}'",), f"{{v}}.startswith('{a}')", lambda s: s.startswith(a)),
-    ))
+    return rng.choice(
+        (
+            Piece("text", ("return the result", "return it"), "{v}", lambda s: s),
+            Piece("length", ("return its length",), "len({v})", len),
+            Piece(
+                f"count{a}",
+                (f"return the number of '{a}' in it", f"count the '{a}'"),
+                f"{{v}}.count('{a}')",
+                lambda s: s.count(a),
+            ),
+            Piece(f"has{a}", (f"tell whether it contains '{a}'",), f"'{a}' in {{v}}", lambda s: a in s),
+            Piece(
+                f"at{a}", (f"tell whether it starts with '{a}'",), f"{{v}}.startswith('{a}')", lambda s: s.startswith(a)
+            ),
+        )
+    )
 
 
 def tell_steps(rng: random.Random, phrases: list[str]) -> str:
@@ -227,7 +253,12 @@ def draw_arithmetic(rng: random.Random) -> Problem:
 
 
 def as_problem(
-    rng: random.Random, text: str, lines: list[str], name: str, content: tuple[Any, ...], inputs: list[tuple[Any, ...]],
+    rng: random.Random,
+    text: str,
+    lines: list[str],
+    name: str,
+    content: tuple[Any, ...],
+    inputs: list[tuple[Any, ...]],
     compute: Callable[..., Any],
 ) -> Problem:
     """Join description, code and hidden tests."""

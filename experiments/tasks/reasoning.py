@@ -140,10 +140,12 @@ def draw_purchase(rng: random.Random) -> Problem:
     spent = cost_a + cost_b
     money = spent + rng.randint(2, 300)
     story = [
-        rng.choice(("{who} buys {a} {x} for {p} coins each and {b} {y} for {q} coins each.",
-                    "In a shop {who} takes {a} {x} at {p} coins each, then {b} {y} at {q} coins each.")).format(
-            who=who, a=count_a, x=first, p=price_a, b=count_b, y=second, q=price_b
-        ),
+        rng.choice(
+            (
+                "{who} buys {a} {x} for {p} coins each and {b} {y} for {q} coins each.",
+                "In a shop {who} takes {a} {x} at {p} coins each, then {b} {y} at {q} coins each.",
+            )
+        ).format(who=who, a=count_a, x=first, p=price_a, b=count_b, y=second, q=price_b),
         rng.choice(("{who} pays with {m} coins.", "{who} had {m} coins.")).format(who=who, m=money),
         rng.choice(("How many coins are left?", "How many coins does {who} have left?")).format(who=who),
     ]
