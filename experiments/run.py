@@ -205,6 +205,9 @@ def main() -> None:
         with redirect_stderr(_OwnLinesOnly(sys.stderr)):  # type: ignore[type-var]
             _main()
         finish_sweep(FINISHED)
+    except BrokenPipeError:  # the reader of our output left, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
         if any(argument.replace(" ", "").lower() == "debug=true" for argument in sys.argv[1:]):
             traceback.print_exc()
