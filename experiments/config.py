@@ -21,6 +21,7 @@ from viasd.sampling import Sampling
 from viasd.spec import spec
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+SMALL_TARGET = 64 * 2**20  # bytes of weights
 TARGET_PREFIXES = ("viasd.", "baselines.", "experiments.")
 
 
@@ -32,12 +33,16 @@ class EngineSpec:
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
 
-    @property
-    def thread_count(self) -> int:
-        """The number asked for, or the cores of this process, at most 4 (more never helped the small models)."""
+    def thread_count(self, target_bytes: int) -> int:
+        """The number asked for; `auto`: one for a target whose weights fit a processor's cache, else all cores.
+
+        With one thread another process on the machine does not ruin the times of a small model; threads that wait for
+        each other at every layer ran 10 times slower there (docs/LOG.md).
+        """
         if self.threads != "auto":
             return self.threads
-        return 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return 1 if target_bytes < SMALL_TARGET else cores
 
 
 @spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,9 @@ from experiments.store import RunFolder
 from viasd.decode import Decode
 from viasd.engine import Engine, resolve_device, resolve_dtype
 from viasd.method import Method
-from viasd.models import load_tokenizer
+from viasd.models import load_tokenizer, weights_bytes
+
+WORTH_A_BAR = 2**30  # bytes of weights: what loads in a second needs no progress bar
 
 
 @dataclasses.dataclass
@@ -43,10 +46,11 @@ class Plan:
 
 def settle(job: Job) -> Plan:
     """Resolve masks and arms, read the examples, name the run. Loads models only if a random gate needs its shares."""
-    torch.set_num_threads(job.engine.thread_count)
     device = resolve_device(job.engine.device)
     check_roles(job.method, job.pair)
     method, notice = resolve_masks(job.method, job.pair)
+    threads = job.engine.thread_count(weights_bytes(job.pair.path("target")))
+    torch.set_num_threads(threads)
     tokenizer = load_tokenizer(job.pair)
     source = job.task.examples("test")
     prompts = [
@@ -77,7 +81,7 @@ def settle(job: Job) -> Plan:
         "repeats": job.settings.repeats,
         "device": identity.device_name(device),
         "dtype": str(resolve_dtype(job.engine.dtype, device)).removeprefix("torch."),
-        "threads": job.engine.thread_count,
+        "threads": threads,
         "versions": identity.versions(),
         "code_hash": identity.code_hash(),
     }
@@ -100,6 +104,10 @@ def describe(part: Any) -> Any:
 
 def load_engine(job: Job, prompts: list[Prompt]) -> Engine:
     """The pair's models, with caches as long as the longest prompt and its output."""
+    from transformers.utils import logging as library
+
+    if not sys.stderr.isatty() or weights_bytes(job.pair.path("target")) < WORTH_A_BAR:
+        library.disable_progress_bar()
     slots = max(len(prompt.ids) for prompt in prompts) + job.task.max_new_tokens
     return Engine.load(job.pair, list(job.pair.models), job.engine.device, job.engine.dtype, slots)
 

@@ -27,7 +27,7 @@ from viasd.decode import Decode
 from viasd.drafting import FixedLength, NoDrafter
 from viasd.engine import Engine
 from viasd.method import Method
-from viasd.models import even_mask, layer_count, load_tokenizer, skipped_count
+from viasd.models import even_mask, layer_count, load_tokenizer, skipped_count, weights_bytes
 from viasd.sampling import Sampling, SeededDraws
 from viasd.verification import RuleVerifier
 
@@ -47,10 +47,10 @@ def parse() -> argparse.Namespace:
 @torch.inference_mode()
 def main() -> None:
     options = parse()
-    torch.set_num_threads(EngineSpec().thread_count)
     with initialize_config_dir(str(CHECKOUT / "conf"), version_base="1.3"):
         pair = make(compose("config", [f"pair={options.pair}"])["pair"], "pair")
         tasks = [make(compose("config", [f"task={name}"])["task"], "task") for name in options.tasks.split(",")]
+    torch.set_num_threads(EngineSpec().thread_count(weights_bytes(pair.path("target"))))
     started = time.perf_counter()
     tokenizer = load_tokenizer(pair)
     prompts = [

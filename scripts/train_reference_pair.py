@@ -75,8 +75,9 @@ view of the target with {skipped} of {layers} layers skipped at even distances (
 {length} tokens a step without attention from one to another; loss on completions only; Muon for the matrices of the
 layers, AdamW for the rest, both with peak rate {rate}, short warm-up and cosine decay; bfloat16 autocast. On every
 other step of the target each layer but the first and the last is left out with probability {drop}. The exported weights
-are those of the last step. Splits are made by a hash of a problem's content, so that no held-out problem was seen in
-other words; templates and names are shared by all splits.
+are those of the last step. The draft stops early on purpose: trained as long as the target it comes so close to it that
+a verifier has nothing left to do (docs/LOG.md). Splits are made by a hash of a problem's content, so that no held-out
+problem was seen in other words; templates and names are shared by all splits.
 
 ## Training
 
@@ -442,7 +443,7 @@ def write_card(options: argparse.Namespace, trainings: list[Training], rows: dic
         parts.append(
             f"### {training.role}: {shape['num_hidden_layers']} layers x {shape['hidden_size']}, "
             f"{parameters / 1e6:.2f} M parameters\n\n{training.step} steps in {training.seconds / 60:.1f} minutes "
-            f"({options.device}, {training.threads} threads).\n\n{as_curve(training)}\n"
+            f"({options.device}, threads: {training.threads}).\n\n{as_curve(training)}\n"
         )
     numbers = {"count": options.evaluate, "table": as_table(rows), "parts": "\n".join(parts), "drop": DROP}
     numbers |= {"pool": POOL, "rows": ROWS, "length": LENGTH, "rate": options.rate, "seed": options.seed}

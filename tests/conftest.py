@@ -49,7 +49,7 @@ def exact_attention(
 def build_model(family: str, seed: int = 0, layers: int = 4, exact: bool = False, **overrides: Any) -> Any:
     """A random causal LM in float64 whose greedy output varies: wide initial weights make its attention sharp.
 
-    `exact` gives it `exact_attention`, for comparisons below 1e-6 in families that the library runs with eager attention.
+    `exact` gives it `exact_attention`, for comparisons below 1e-6 where the library runs eager attention.
     """
     import transformers
 

@@ -110,7 +110,7 @@ class TableReaders:
 
 
 class BranchingDraws:
-    """The Draws protocol on a script: choice i takes branch script[i], or its first. `weight` is the path's probability.
+    """The Draws protocol on a script: choice i takes branch script[i], or its first. `weight`: the path's probability.
 
     Branches of probability zero do not exist. Entries that are not to be used get the least probable token.
     """

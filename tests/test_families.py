@@ -139,9 +139,8 @@ def test_length_limit_at_every_place_of_a_block(tiny: ModelFactory, limit: int) 
 def test_a_decoder_starts_every_request_anew(tiny: ModelFactory, variant: ModelFactory) -> None:
     target = tiny("gemma2")
     engine = Engine({"target": target, "draft": variant(target, "noisy")}, VOCABULARY, 64)
-    decoder = Method(
-        name="via_sd", drafter=DraftModel(), stop=FixedLength(length=3), verifier=METHODS["via_sd"]
-    ).open(engine)
+    method = Method(name="via_sd", drafter=DraftModel(), stop=FixedLength(length=3), verifier=METHODS["via_sd"])
+    decoder = method.open(engine)
     first, other, again = (
         decoder.generate(prompt, DECODE, SeededDraws(0, "example")) for prompt in (PROMPT, PROMPT[::-1], PROMPT)
     )

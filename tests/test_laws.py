@@ -158,7 +158,9 @@ class StatedLaw:
             parts += self.target_writes(prefix, left, weight, [share / weight for share in escalated])
         return mix(parts)
 
-    def target_writes(self, prefix: Outcome, left: int, weight: float, proposal: list[float]) -> list[tuple[float, Law]]:
+    def target_writes(
+        self, prefix: Outcome, left: int, weight: float, proposal: list[float]
+    ) -> list[tuple[float, Law]]:
         """The target's law; min(proposal, target) of it equals the drafted token, and there the block goes on."""
         target = self.rows.of("target", prefix)
         parts: list[tuple[float, Law]] = []
@@ -282,6 +284,36 @@ def test_via_sd_control_flow(
     assert min(regions_seen(paths)) > 0
     escalations = {round_.escalation for generation in paths for round_ in generation.rounds}
     assert escalations == ({None, "gate"} if max_pending is None else {None, "gate", "forced"})
+
+
+PLAIN = {"bonus": "none", "target_bonus": False, "max_pending": None}
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "others"),
+    [
+        ("after_equal_rewrite", ("continue", "stop"), PLAIN),
+        ("after_escalation", ("target", "slim"), PLAIN),
+        ("target_bonus", (True, False), {}),
+        ("bonus", ("slim", "none"), {"max_pending": None}),
+        ("bonus_min_prob", (0.0, 0.7), {}),
+        ("max_pending", (1, 2), {"after_escalation": "slim", "target_bonus": False}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_via_sd_where_an_option_matters(option: str, values: tuple[object, ...], others: dict[str, object]) -> None:
+    """On tables with wide rows and a wide rewrite region each option moves the law, as stated."""
+    gate, sampling, tables = (
+        RatioGate(accept_ratio=0.85, escalate_ratio=0.4),
+        Sampling(temperature=0.7, top_p=0.9),
+        Tables(97),
+    )
+    stated = []
+    for value in values:
+        rules = via_sd(gate, **{**others, option: value})
+        check_via_sd(rules, tables, sampling, length=2)
+        stated.append(StatedLaw(Rows(tables, sampling), rules, 2).block())
+    assert largest_difference(*stated) > CAUGHT
 
 
 @pytest.mark.parametrize(
@@ -421,7 +453,9 @@ def raw_bonus(logits: Tensor, sampling: Sampling) -> Tensor:
     return rows
 
 
-def redrawn_from_target(tokens: Tensor, draft: Tensor, rule: RuleRows, draws: Draws, bonus: bool = True) -> ChainVerdict:
+def redrawn_from_target(
+    tokens: Tensor, draft: Tensor, rule: RuleRows, draws: Draws, bonus: bool = True
+) -> ChainVerdict:
     """The mistake: a refused token is replaced from the target's row instead of from what the draft leaves of it."""
     return judge_chain(tokens, draft, RuleRows(rule.reject, rule.residual + draft, rule.bonus), draws, bonus)
 

@@ -183,7 +183,9 @@ def test_known_masks() -> None:
     assert random_mask(30, 0.5, seed=3) == random_mask(30, 0.5, seed=3) != random_mask(30, 0.5, seed=4)
 
 
-@pytest.mark.parametrize("make", [even_mask, lambda *args: random_mask(*args[:2], 0, *args[2:])], ids=["even", "random"])
+@pytest.mark.parametrize(
+    "make", [even_mask, lambda *args: random_mask(*args[:2], 0, *args[2:])], ids=["even", "random"]
+)
 def test_too_much_to_skip(make: Any) -> None:
     with pytest.raises(PairError, match=r"skip_ratio=0\.8 skips 3 of 4 layers; at most 2 .* \(keep_ends=true\)"):
         make(4, 0.8, True)

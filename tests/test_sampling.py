@@ -155,6 +155,11 @@ def test_accepted_prefix_at_temperature_zero() -> None:
         assert int(draws.accepted_prefix(torch.tensor([1.0, 1, 0, 1]), torch.ones(4))) == 2
 
 
+def test_a_coin_of_zero_keeps_nothing_impossible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape))
+    assert int(SeededDraws(0, "a").accepted_prefix(torch.tensor([0.1, 0.0]), torch.ones(2))) == 1
+
+
 def test_certain_coins() -> None:
     draws = SeededDraws(0, "a")
     assert all(draws.coin(1.0) for _ in range(200))

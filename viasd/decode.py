@@ -174,6 +174,10 @@ class State:
         unjudged = min(verdict.unjudged, count)
         dropped = draft.length - len(tiers) - unjudged
         kept = min(verdict.kept, count)
+        audits = verdict.audits
+        if audits is not None:  # the last of them are of this round's tokens; those that a stop dropped do not count
+            dropped_audits = sum(source != "target" for source in verdict.sources[count : verdict.kept + 1])
+            audits = audits[: len(audits) - dropped_audits]
         self.ids[before : before + count] = torch.tensor(verdict.tokens[:count], dtype=torch.long)
         self.length = before + count
         if verdict.target_ruled is not None:
@@ -199,7 +203,7 @@ class State:
             pending=self.pending,
             escalation=verdict.escalation,
             regions=verdict.regions,
-            audits=verdict.audits,
+            audits=audits,
         )
         self.rounds.append(record)
         return record

@@ -67,6 +67,11 @@ def load_model(pair: Pair, role: str, dtype: torch.dtype, device: torch.device) 
     return model.to(device).eval().requires_grad_(False)
 
 
+def weights_bytes(folder: Path) -> int:
+    """Size of a model's safetensors files."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def load_tokenizer(pair: Pair, role: str = "target") -> Any:
     """The role's tokenizer. Raises PairError when the folder holds none that can be read."""
     from transformers import AutoTokenizer
