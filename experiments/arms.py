@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 
 from baselines.controls import CoinMix, Unverified
-from experiments.config import compose_method
-from experiments.errors import UserError
+from experiments.config import compose_method, method_names
+from experiments.errors import UserError, near
 from viasd.drafting import DraftModel, FixedLength, NoDrafter
 from viasd.method import Method
 from viasd.models import Pair
@@ -78,11 +78,16 @@ CONTROLS = (*_CONTROLS, "random_gate", "coin_mix")
 
 
 def derive(
-    names: list[str], method: Method, pair: Pair, shares: Callable[[], tuple[float, float, float]]
+    names: list[str],
+    method: Method,
+    pair: Pair,
+    shares: Callable[[], tuple[float, float, float]],
+    resolve: Callable[[Method], Method] = lambda method: method,
 ) -> tuple[dict[str, Method], list[str]]:
     """Methods by arm name, in order, and notices of arms that were left out. Equal arms run once.
 
-    `shares` is asked for the gate's shares only when random_gate is among the names.
+    `shares` is asked for the gate's shares only when random_gate is among the names. `resolve` settles what an arm
+    leaves open (masks), so that arms are compared as they will run.
     """
     arms: dict[str, Method] = {}
     notices: list[str] = []
@@ -90,7 +95,7 @@ def derive(
         if name == "sd" and "draft" not in pair.models and method.name != "sd":
             notices.append(f"arm sd left out: pair {pair.name} has no draft model")
             continue
-        arm = _arm(name, method, shares)
+        arm = resolve(_arm(name, method, shares))
         label = method.name if name == "method" else arm.name
         twin = next((known for known, other in arms.items() if _same(other, arm)), None)
         if label in arms and twin is None:
@@ -114,6 +119,9 @@ def _arm(name: str, method: Method, shares: Callable[[], tuple[float, float, flo
         return random_gate(method, shares())
     if name.partition("@")[0] == "coin_mix":
         return coin_mix(method, _probability(name))
+    known = method_names()
+    if name not in known:
+        raise UserError(f"arms: {name!r} is neither a method nor a control{near(name, [*CONTROLS, 'method', *known])}")
     return compose_method(name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -167,6 +168,36 @@ def seconds_per_token(arm: Arm) -> Statistic:
 def speedup(arm: Arm, other: Arm | None) -> Statistic | None:
     """The other arm's seconds per token over this one's, on the same (resampled) prompts."""
     return None if other is None else seconds_per_token(other) / seconds_per_token(arm)
+
+
+def fidelity(arm: Arm) -> Statistic:
+    return 1.0 - arm.detail.ratio(loss, loss_tokens)
+
+
+def speedup_over_coin(arm: Arm) -> Statistic | None:
+    """Seconds per token that a coin between sd and unread drafting needs at this arm's fidelity, over the arm's own.
+
+    The coin's curve: sd, the coin_mix arms and draft_only (the coin that never falls on sd), joined linearly in
+    (fidelity, seconds per token) (DESIGN section 4, free frontier). None outside of it.
+    """
+    curve = [other for name, other in arm.arms.items() if name in ("sd", "draft_only") or name.startswith("coin_mix@")]
+    if not any(other.name.startswith("coin_mix@") for other in curve) or arm in curve or arm is arm.vanilla:
+        return None
+    curve.sort(key=lambda other: -fidelity(other).value)
+    own = fidelity(arm)
+    for high, low in pairwise(curve):
+        if fidelity(high).value >= own.value >= fidelity(low).value:
+            ends = fidelity(high), fidelity(low), seconds_per_token(high), seconds_per_token(low)
+            value = _on_line(own.value, *(end.value for end in ends))
+            replicates = _on_line(own.replicates, *(end.replicates for end in ends))
+            return Statistic(float(value), replicates) / seconds_per_token(arm)
+    return None
+
+
+def _on_line(at: Array | float, x0: Array | float, x1: Array | float, y0: Array | float, y1: Array | float) -> Array:
+    """y at x of the line through (x0, y0) and (x1, y1); nan where the two have the same x."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(y0 + (np.asarray(x0) - at) / (np.asarray(x0) - x1) * (np.asarray(y1) - y0))
 
 
 def request_speedup(arm: Arm) -> Statistic | None:

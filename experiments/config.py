@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, TypeAdapter
 
-from experiments.errors import UserError, near
+from experiments.errors import UserError
 from experiments.tasks.base import Task
 from viasd.method import Method
 from viasd.models import Pair
@@ -128,9 +127,11 @@ def _targets(node: Any, key: str) -> list[tuple[str, str]]:
     return own + [pair for name in node for pair in _targets(node[name], f"{key}.{name!s}")]
 
 
+def method_names() -> list[str]:
+    """Names of the yamls in conf/method."""
+    return sorted(path.stem for path in (CHECKOUT / "conf" / "method").glob("*.yaml"))
+
+
 def compose_method(name: str) -> Method:
     """A method by the name of its yaml in conf/method."""
-    known = sorted(path.stem for path in (CHECKOUT / "conf" / "method").glob("*.yaml"))
-    if re.fullmatch(r"[\w.-]+", name) is None or name not in known:
-        raise UserError(f"arms: {name!r} is neither a control nor a method{near(name, known)}")
     return make(compose(config_name="config", overrides=[f"method={name}"])["method"], f"method={name}")

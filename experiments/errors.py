@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from viasd.models import PairError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+NULL_GROUP = "Config group override must be"  # Hydra's words for task=null
 USER_MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -35,15 +36,16 @@ def near(name: str, known: Iterable[str]) -> str:
 
 def exit_code(error: BaseException) -> int:
     """2 for users' mistakes, 130 for Ctrl-C, else 1."""
-    if isinstance(error, KeyboardInterrupt):
+    if _interrupted(error):
         return INTERRUPTED
     mistakes = (UserError, PairError, ValidationError, HydraException, OmegaConfBaseException)
-    return USER_MISTAKE if any(isinstance(link, mistakes) for link in _chain(error)) else FAILED
+    mistaken = any(isinstance(link, mistakes) or NULL_GROUP in str(link) for link in _chain(error))
+    return USER_MISTAKE if mistaken else FAILED
 
 
 def one_line(error: BaseException) -> str:
     """What to tell the person, without a line break."""
-    if isinstance(error, KeyboardInterrupt):
+    if _interrupted(error):
         return "interrupted; what was measured is stored, the same command goes on from there"
     links = list(_chain(error))
     for link in links:
@@ -57,6 +59,8 @@ def one_line(error: BaseException) -> str:
         if isinstance(link, MissingConfigException):
             return _missing(link)
     text = _flat(str(links[0])) or type(error).__name__
+    if NULL_GROUP in text:
+        return "a group such as task cannot be null; accepted: a name, as in task=reasoning (track=none logs nothing)"
     not_in_struct = re.search(r"Could not override '([^']+)'", text)
     if not_in_struct:
         return f"{not_in_struct[1]}: no such key in the configuration; `python -m experiments.run --cfg job` shows all"
@@ -70,15 +74,25 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
+def _interrupted(error: BaseException) -> bool:
+    """Ctrl-C, also where a library caught it while importing and raised an error of its own."""
+    return any(isinstance(link, KeyboardInterrupt) for link in _chain(error))
+
+
 def _validation(error: ValidationError, key: str) -> str:
     first = error.errors(include_url=False)[0]
-    where = ".".join([*([key] if key else []), *(str(part) for part in first["loc"] if isinstance(part, str | int))])
+    where = ".".join([*([key] if key else []), *(str(part) for part in first["loc"] if _is_key(part))])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "unexpected_keyword_argument":
         return f"{where}: no such field in {error.title}"
     if first["type"] == "value_error" and not first["loc"]:
         return _flat(f"{where}: {message}" if where else message)
     return _flat(f"{where}={first.get('input')!r}: {message}")
+
+
+def _is_key(part: object) -> bool:
+    """Not the name of a member of a union, which pydantic puts among the keys."""
+    return isinstance(part, int) or (str(part).isidentifier() and part not in ("int", "str", "float", "bool", "none"))
 
 
 def _missing(error: MissingConfigException) -> str:

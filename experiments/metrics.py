@@ -20,6 +20,7 @@ from experiments.comparison import (
     compare,
     decode_seconds,
     escalation_rates,
+    fidelity,
     first_token_seconds,
     has_quality,
     length_ratio,
@@ -35,6 +36,7 @@ from experiments.comparison import (
     sequence_match,
     shares,
     speedup,
+    speedup_over_coin,
     tie_flips,
     time_shares,
     tokens,
@@ -89,6 +91,11 @@ METRICS: tuple[Metric, ...] = (
         lambda arm: {name: speedup(arm, arm.arms.get(name)) for name in ("sd",)}, headline=True,
     ),
     Metric(
+        "speedup_over_coin", "ratio", "higher", 2,
+        "Seconds per token of a coin between sd and unread drafting at this arm's fidelity, over this arm's.",
+        speedup_over_coin, headline=True,
+    ),
+    Metric(
         "request_speedup", "ratio", "higher", 2, "Vanilla's decode seconds per answer over this arm's.",
         request_speedup,
     ),
@@ -109,7 +116,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "fidelity", "share", "higher", 4,
         "Temperature 0: committed tokens equal to the target's argmax; above: mean of min(1, target / law).",
-        lambda arm: 1.0 - arm.detail.ratio(loss, loss_tokens), headline=True,
+        fidelity, headline=True,
     ),
     Metric(
         "shortfall", "share", "lower", 4, "Vanilla's fidelity minus this arm's, paired.",

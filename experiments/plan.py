@@ -12,6 +12,7 @@ import torch
 from experiments import identity
 from experiments.arms import check_roles, derive
 from experiments.config import Job
+from experiments.errors import UserError
 from experiments.measure import Prompt
 from experiments.resolve import SHARE_PROMPTS, gate_shares, resolve_masks
 from experiments.stopping import StopStrings
@@ -19,7 +20,7 @@ from experiments.store import RunFolder
 from viasd.decode import Decode
 from viasd.engine import Engine, resolve_device, resolve_dtype
 from viasd.method import Method
-from viasd.models import load_tokenizer, weights_bytes
+from viasd.models import context_length, load_tokenizer, weights_bytes
 
 WORTH_A_BAR = 2**30  # bytes of weights: what loads in a second needs no progress bar
 
@@ -38,6 +39,7 @@ class Plan:
     tokenizer: Any
     engine: Engine | None
     notices: list[str]
+    longest: int  # tokens of the task's longest prompt
 
     @property
     def example_ids(self) -> list[str]:
@@ -53,27 +55,33 @@ def settle(job: Job) -> Plan:
     torch.set_num_threads(threads)
     tokenizer = load_tokenizer(job.pair)
     source = job.task.examples("test")
-    prompts = [
-        Prompt(index, example, tokenizer(example.prompt).input_ids)
-        for index, example in enumerate(source[: job.settings.detail_limit])
-    ]
+    everything = [Prompt(index, one, tokenizer(one.prompt).input_ids) for index, one in enumerate(source)]
+    prompts = everything[: job.settings.detail_limit]
+    longest = max(len(prompt.ids) for prompt in everything)  # of the whole task, so that memory does not follow limit
+    check_context(job, longest)
     loaded: list[Engine] = []
 
     def shares() -> tuple[float, float, float]:
         calibration = [tokenizer(one.prompt).input_ids for one in job.task.examples("calibration", SHARE_PROMPTS)]
-        loaded.append(load_engine(job, [*prompts, *(Prompt(0, source[0], ids) for ids in calibration)]))
+        loaded.append(load_engine(job, max(longest, *map(len, calibration))))
         return gate_shares(method, loaded[0], calibration, decode_settings(job, tokenizer), job.settings.seed)
 
-    arms, notices = derive(job.settings.arms, method, job.pair, shares)
-    resolved = {name: resolve_masks(arm, job.pair) for name, arm in arms.items()}
-    notices += sorted({text for _, text in resolved.values() if text} | ({notice} if notice else set()))
-    arms = {name: arm for name, (arm, _) in resolved.items()}
+    told = {notice}
+
+    def resolve(arm: Method) -> Method:
+        resolved, notice = resolve_masks(arm, job.pair)
+        told.add(notice)
+        return resolved
+
+    arms, notices = derive(job.settings.arms, method, job.pair, shares, resolve)
+    notices += sorted(text for text in told if text)
     if len(source) < job.settings.detail_limit:
         notices.append(
             f"task {job.task.name} has {len(source)} test examples: limit={job.settings.detail_limit} takes all"
         )
     content = {
         "arms": {name: describe(arm) for name, arm in arms.items()},
+        "order": list(arms),
         "sampling": describe(job.sampling),
         "task": {**describe(job.task), "examples": identity.examples_hash(source)},
         "pair": {"name": job.pair.name, "models": identity.pair_identity(job.pair)},
@@ -87,7 +95,20 @@ def settle(job: Job) -> Plan:
     }
     folder = RunFolder(job.settings.results, identity.digest(content))
     timed = min(job.settings.limit, len(prompts))
-    return Plan(job, method, arms, prompts, timed, folder, content, tokenizer, loaded[0] if loaded else None, notices)
+    return Plan(
+        job, method, arms, prompts, timed, folder, content, tokenizer, loaded[0] if loaded else None, notices, longest
+    )
+
+
+def check_context(job: Job, longest: int) -> None:
+    """Raises UserError when a prompt and its output may not fit the shortest context of the pair's models."""
+    for role in job.pair.models:
+        context = context_length(job.pair.path(role))
+        if longest + job.task.max_new_tokens > context:
+            raise UserError(
+                f"task.max_new_tokens={job.task.max_new_tokens}: the longest prompt has {longest} tokens, the {role} "
+                f"model of pair {job.pair.name} reads {context}; accepted: at most {max(0, context - longest)}"
+            )
 
 
 def describe(part: Any) -> Any:
@@ -102,13 +123,13 @@ def describe(part: Any) -> Any:
     return part
 
 
-def load_engine(job: Job, prompts: list[Prompt]) -> Engine:
-    """The pair's models, with caches as long as the longest prompt and its output."""
+def load_engine(job: Job, longest: int) -> Engine:
+    """The pair's models, with caches for a prompt of `longest` tokens and its output."""
     from transformers.utils import logging as library
 
     if not sys.stderr.isatty() or weights_bytes(job.pair.path("target")) < WORTH_A_BAR:
         library.disable_progress_bar()
-    slots = max(len(prompt.ids) for prompt in prompts) + job.task.max_new_tokens
+    slots = longest + job.task.max_new_tokens
     return Engine.load(job.pair, list(job.pair.models), job.engine.device, job.engine.dtype, slots)
 
 

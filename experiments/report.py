@@ -85,6 +85,7 @@ def _headline(summary: Mapping[str, Numbers], arms: Sequence[str]) -> Cells:
         "tokens/s": plain("tokens_per_second"),
         "speedup": lambda numbers: cell(numbers, "speedup"),
         "over sd": plain("speedup_over.sd"),
+        "over coin": plain("speedup_over_coin"),
         "fidelity": plain("fidelity"),
         "quality": plain("quality"),
         "rejection": plain("rejection_rate"),
@@ -92,6 +93,8 @@ def _headline(summary: Mapping[str, Numbers], arms: Sequence[str]) -> Cells:
         "target calls": plain("calls_per_token.target"),
         "n": _examples,
     }
+    if not any("speedup_over_coin" in summary.get(arm, {}) for arm in arms):
+        del columns["over coin"]
     rows = [[arm, *(show(summary.get(arm, {})) for show in columns.values())] for arm in arms]
     return [["arm", *columns], *rows]
 

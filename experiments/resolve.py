@@ -46,11 +46,20 @@ def resolve_mask(slim: SlimView, pair: Pair) -> tuple[list[int], str | None]:
         return read_mask(slim.mask, target, layers), None
     even = even_mask(layers, slim.skip_ratio, slim.keep_ends)
     for name in pair.masks:
-        if locate(name).is_file() and json.loads(locate(name).read_text()).get("target_hash") == target:
+        if mask_owner(name) == target:
             kept = read_mask(name, target, layers)
             if len(kept) == len(even) and (not slim.keep_ends or {0, layers - 1} <= set(kept)):
                 return kept, None
     return even, f"no searched mask for this target at skip_ratio={slim.skip_ratio:g}: layers are skipped evenly"
+
+
+def mask_owner(name: str) -> str | None:
+    """The model that a mask file of the pair was made for. Raises UserError when there is no such file."""
+    try:
+        content: dict[str, Any] = json.loads(locate(name).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"pair.masks: {name}: not a readable mask file ({error}); accepted: JSON files") from error
+    return content.get("target_hash")
 
 
 def target_layers(pair: Pair) -> int:

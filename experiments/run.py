@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -64,7 +65,7 @@ def _measure(plan: Plan, missing: list[Prompt]) -> None:
     from experiments.plan import decode_settings, load_engine
 
     job = plan.job
-    engine = plan.engine or load_engine(job, plan.prompts)
+    engine = plan.engine or load_engine(job, plan.longest)
     decoders = {name: arm.open(engine) for name, arm in plan.arms.items()}
     bench = Bench(
         engine,
@@ -75,11 +76,13 @@ def _measure(plan: Plan, missing: list[Prompt]) -> None:
         job.settings.seed,
         job.settings.repeats,
     )
+    before = plan.folder.read_run() or {}
     record = {
         "config": job.composed,
         "identity": plan.identity,
-        "provenance": identity.provenance(engine.device),
+        "provenance": [*before.get("provenance", []), identity.provenance(engine.device)],  # one for each start
         "notices": plan.notices,
+        "memory": before.get("memory", {}),
     }
     plan.folder.write_run({"status": "running", **record})
     try:
@@ -96,7 +99,7 @@ def _measure(plan: Plan, missing: list[Prompt]) -> None:
         plan.folder.write_run({"status": status, **record})
         raise
     record["memory"] = {name: memory(engine, decoder) for name, decoder in decoders.items()}
-    plan.folder.write_run({"status": "done", **record})
+    plan.folder.write_run({"status": "measured", **record})  # done, or failed, is for the rows to say
 
 
 def _log_to(path: Path) -> None:
@@ -130,8 +133,11 @@ def finish(plan: Plan, measured: bool) -> None:
             print(notice)
     print(f"rows: {folder.rows_path}")
     failed = [row for row in rows if row.error is not None]
-    if len(failed) > plan.job.settings.max_errors:
-        folder.write_run({**(folder.read_run() or {}), "status": "failed"})
+    status = "failed" if len(failed) > plan.job.settings.max_errors else "done"
+    run = folder.read_run() or {}
+    if run.get("status") != status:
+        folder.write_run({**run, "status": status})
+    if status == "failed":
         raise RunFailed(
             f"{len(failed)} examples failed (max_errors={plan.job.settings.max_errors}), the first in arm "
             f"{failed[0].arm}: {failed[0].error}"
@@ -141,13 +147,17 @@ def finish(plan: Plan, measured: bool) -> None:
 def finish_sweep(plans: list[Plan]) -> None:
     """The unweighted mean over the tasks of a sweep, and its table where one is asked for."""
     from experiments.report import headline_table
+    from experiments.store import select
     from experiments.tables import MEAN, read, summaries, write
 
     if not plans:
         return
     settings = plans[0].job.settings
     if len({plan.job.task.name for plan in plans}) == len(plans) > 1:
-        runs = [read(plan.folder) for plan in plans]
+        runs = [
+            replace(run, rows=select(run.rows, set(plan.example_ids), set(plan.example_ids[: plan.timed])))
+            for plan, run in ((plan, read(plan.folder)) for plan in plans)
+        ]
         told, arms = summaries(runs)
         print(f"\n{MEAN}: {', '.join(run.task for run in runs)}")
         print(headline_table(told[MEAN], arms))
@@ -197,6 +207,7 @@ def main() -> None:
     """Entry point: the only place that exits. 0 done, 2 a user's mistake, 1 failed, 130 interrupted."""
     logging.getLogger("experiments").addHandler(logging.NullHandler())
     logging.getLogger("experiments").propagate = False
+    FINISHED.clear()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of being printed and swallowed
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -160,7 +160,8 @@ def test_other_verifiers(tiny: ModelFactory, variant: ModelFactory, verifier: An
 
 
 def reader_of(model: Any, slots: int = 160) -> Reader:
-    return Reader("target", model, SlotCache(slots), VOCABULARY, Probe())
+    masks = MaskBank(model.get_decoder().config, slots, model.dtype, model.device)
+    return Reader("target", model, SlotCache(slots), masks, VOCABULARY, Probe())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

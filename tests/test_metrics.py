@@ -254,3 +254,17 @@ def test_a_summary_is_plain_json(hand: Summary) -> None:
 def test_speed_and_fidelity_are_resampled_independently() -> None:
     arm = metrics.compare(random_rows(examples=6, timed=6), ARMS)["sd"]
     assert (arm.timed.resamples.weights != arm.detail.resamples.weights).any()
+
+
+def test_speedup_over_coin_by_hand() -> None:
+    """The coin's line from sd (fidelity 1, 10 ms a token) to coin_mix@0.5 (0.9, 6 ms): at fidelity 0.95, 8 ms."""
+
+    def row(arm: str, milliseconds: float, wrong: int) -> Row:
+        seconds = 100 * milliseconds / 1000
+        losses = [1.0] * wrong + [0.0] * (100 - wrong)
+        return Row("a", arm, 0, new_tokens=100, decode_seconds=[seconds], token_loss=losses)
+
+    rows = [row("vanilla", 20, 0), row("sd", 10, 0), row("coin_mix@0.5", 6, 10), row("via_sd", 5, 5), row("odd", 1, 50)]
+    summary = summarize(rows, [one.arm for one in rows], temperature=0)
+    assert summary["via_sd"]["speedup_over_coin"] == pytest.approx(8 / 5)
+    assert all("speedup_over_coin" not in summary[arm] for arm in ("vanilla", "sd", "coin_mix@0.5", "odd"))

@@ -16,6 +16,7 @@ from viasd.decode import Decode
 from viasd.drafting import DraftModel, FixedLength
 from viasd.engine import Engine, resolve_device, resolve_dtype
 from viasd.kv_cache import SlotCache
+from viasd.masks import MaskBank
 from viasd.method import Method
 from viasd.models import (
     Pair,
@@ -242,7 +243,8 @@ def test_widen() -> None:
 def test_draft_that_lacks_ids(tiny: ModelFactory) -> None:
     """It never drafts them and reads a stand-in for them; the output stays the target's."""
     target, draft = tiny("llama"), tiny("llama", seed=1, layers=1, vocab_size=10)
-    reader = Reader("draft", draft, SlotCache(8), VOCABULARY, Probe())
+    masks = MaskBank(draft.config, 8, draft.dtype, draft.device)
+    reader = Reader("draft", draft, SlotCache(8), masks, VOCABULARY, Probe())
     assert process(reader.feed(torch.tensor([1, 2, 3]), 3, last=1), Sampling(temperature=1))[:, 10:].eq(0).all()
     method = Method(name="sd", drafter=DraftModel(), stop=FixedLength(length=3), verifier=RuleVerifier())
     prompt = [1, VOCABULARY - 1, 3]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.config import CHECKOUT
+from experiments.measure import Bench, Prompt
 from experiments.metrics import find
 from experiments.records import Row
 from experiments.report import headline_table
@@ -107,6 +108,45 @@ def test_sampling_is_seeded(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     )
 
 
+def test_limit_also_bounds_the_table_of_a_sweep(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = ["hydra.mode=MULTIRUN", "task=reasoning,coding", "arms=[vanilla,sd]", "table=both"]
+    for limit in (2, 1):
+        code, out, err = run(capsys, tmp_path, f"limit={limit}", *sweep)
+        assert code == 0, err
+        assert f"| {2 * limit} |" in (tmp_path / "tables" / "both.md").read_text()
+    assert "mean over tasks: reasoning, coding" in out and "nothing was measured again" in out
+
+
+def test_equal_arms_run_once_whatever_their_mask_was_called(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = run(capsys, tmp_path, "limit=1", "arms=[vanilla,via_sd,method]")
+    assert code == 0, err
+    assert set(json.loads(only_run(tmp_path).summary_path.read_text())["arms"]) == {"vanilla", "via_sd"}
+
+
+def test_killed_run_is_done_after_the_rest(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = Bench.measure
+
+    def interrupted(self: Bench, prompt: Prompt, timed: bool) -> list[Row]:
+        if prompt.index == 1:
+            raise KeyboardInterrupt
+        return measure(self, prompt, timed)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bench, "measure", interrupted)
+        code, _, err = run(capsys, tmp_path, "arms=[vanilla,sd]")
+    assert code == 130 and "goes on from there" in err
+    folder = only_run(tmp_path)
+    assert (folder.read_run() or {})["status"] == "interrupted" and len(folder.read_rows()) == 2
+    assert run(capsys, tmp_path, "arms=[vanilla,sd]")[0] == 0
+    run_json = folder.read_run() or {}
+    assert run_json["status"] == "done" and len(run_json["provenance"]) == 2 and set(run_json["memory"])
+
+
 def test_untimed_examples_have_quality_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run(capsys, tmp_path, "limit=1", "quality_limit=3", "arms=[vanilla,sd]")
     folder = only_run(tmp_path)
@@ -148,6 +188,11 @@ MISTAKES = {
     "decode.temperature=-1": ["decode.temperature=-1", "greater than or equal to 0"],
     "pair.models.target=/nope": ["pair.models.target=/nope", "config.json"],
     "arms=[vanila]": ["vanila", "'vanilla'"],
+    "arms=[acept_all]": ["acept_all", "'accept_all'"],
+    "task=null": ["null", "task=reasoning"],
+    "engine.threads=0": ["engine.threads=0", "greater than or equal to 1"],
+    "pair.masks=[/no/such.json]": ["pair.masks", "/no/such.json"],
+    "task.max_new_tokens=1000": ["task.max_new_tokens=1000", "512", "at most"],
     "arms=[coin_mix@2]": ["coin_mix@2", "0 to 1"],
     "arms=[]": ["arms=[]", "at least 1"],
     "engine.dtype=float8": ["engine.dtype='float8'", "'float32'"],

@@ -218,7 +218,7 @@ def runs(
 def test_stops_everywhere(name: str) -> None:
     """An eos lands on every place of a draft and behind it; the output ends with it, and only there."""
     places = set()
-    for generation, drafts, _ in runs(name, count=80, eos_ids=frozenset({4})):
+    for generation, drafts, _ in runs(name, count=160, eos_ids=frozenset({4})):
         output, last = generation.token_ids, generation.rounds[-1]
         assert len(output) <= 14
         assert 4 not in output[:-1]

@@ -141,6 +141,8 @@ class State:
     def __init__(
         self, prompt_ids: Sequence[int], decode: Decode, draws: Draws, readers: Readers, detail: bool = False
     ) -> None:
+        if not prompt_ids:
+            raise ValueError("the prompt has no tokens; a model needs at least one to begin with")
         self.decode, self.draws, self.detail = decode, draws, detail
         self.prompt_length = self.length = self.confirmed = len(prompt_ids)
         self.output: list[int] = []

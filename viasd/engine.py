@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from viasd.decode import RowReader
+from viasd.masks import MaskBank
 from viasd.models import Pair, PairError, common_vocabulary, load_model, make_view
 from viasd.reader import Probe, Reader
 
@@ -48,6 +49,7 @@ class Engine:
         self.probe = Probe()
         self._views: dict[tuple[int, ...], Any] = {}
         self._caches: dict[str, Any] = {}
+        self._masks: dict[Any, MaskBank] = {}
 
     @classmethod
     def load(cls, pair: Pair, roles: Sequence[str], device: Device, dtype: Dtype, slots: int) -> Engine:
@@ -76,6 +78,15 @@ class Engine:
         if name not in self._caches:
             self._caches[name] = SlotCache(self.slots)
         return self._caches[name]
+
+    def masks(self, model: Any) -> MaskBank:
+        """The attention masks of a model's family, shared by all readers that need the same."""
+        config = model.get_decoder().config
+        types = getattr(config, "layer_types", None)
+        key = (None if types is None else tuple(sorted(set(types))), getattr(config, "sliding_window", None))
+        if key not in self._masks:
+            self._masks[key] = MaskBank(config, self.slots, self.dtype, self.device)
+        return self._masks[key]
 
     def view(self, kept: Sequence[int]) -> Any:
         """The target with only these layers."""
@@ -118,5 +129,9 @@ class EngineReaders:
         if role not in self._readers:
             engine = self._engine
             store = engine.cache(cache)
-            self._readers[role] = Reader(role, model, store, engine.vocabulary, engine.probe, stronger)
-        return self._readers[role]
+            masks = engine.masks(model)
+            self._readers[role] = Reader(role, model, store, masks, engine.vocabulary, engine.probe, stronger)
+        reader = self._readers[role]
+        if reader.model is not model or reader.stronger is not stronger:
+            raise ValueError(f"one decoder cannot have two different readers for the role {role!r}")
+        return reader

@@ -32,7 +32,10 @@ class MaskBank:
             types = {kind: windows[kind] for kind in sorted(set(layer_types))}
         self._windows = types
         # Row i of a bank, shifted to begin at column slots - start, is the mask of a query at position start + i.
-        self._banks = {kind: self._build(BLOCK, slots, 2 * slots, width) for kind, width in types.items()}
+        # An odd row stride: attention kernels on CUDA want aligned masks, and torch copies those whose strides are not,
+        # but does not look at where a slice begins.
+        columns = 2 * slots + 1
+        self._banks = {kind: self._build(BLOCK, slots, columns, width) for kind, width in types.items()}
 
     def _build(self, queries: int, start: int, columns: int, window: int | None) -> Tensor:
         query = torch.arange(start, start + queries, device=self._device)[:, None]

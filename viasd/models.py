@@ -67,6 +67,12 @@ def load_model(pair: Pair, role: str, dtype: torch.dtype, device: torch.device) 
     return model.to(device).eval().requires_grad_(False)
 
 
+def context_length(folder: Path) -> int:
+    """The longest sequence a model was made for; without such an entry in its config, practically any."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return int(config.get("text_config", config).get("max_position_embeddings") or 2**31)
+
+
 def weights_bytes(folder: Path) -> int:
     """Size of a model's safetensors files."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -95,7 +101,12 @@ def common_vocabulary(pair: Pair) -> int:
     target = load_tokenizer(pair).get_vocab()
     if "draft" in pair.models:
         draft = load_tokenizer(pair, "draft").get_vocab()
-        differing = [token for token, index in draft.items() if token in target and target[token] != index]
+        named = {index: token for token, index in target.items()}
+        differing = [
+            token
+            for token, index in draft.items()
+            if target.get(token, index) != index or named.get(index, token) != token
+        ]
         shared = sum(token in target for token in draft)
         if differing or shared < min(len(draft), len(target)) // 2:
             example = f", for example {differing[0]!r}" if differing else ""

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from viasd.masks import MaskBank
-
 if TYPE_CHECKING:
     from viasd.kv_cache import SlotCache
+    from viasd.masks import MaskBank
 
 Watch = Callable[[str, int], AbstractContextManager[Any]]
 
@@ -33,16 +32,22 @@ class Reader:
     """
 
     def __init__(
-        self, role: str, model: Any, cache: SlotCache, vocabulary: int, probe: Probe, stronger: Reader | None = None
+        self,
+        role: str,
+        model: Any,
+        cache: SlotCache,
+        masks: MaskBank,
+        vocabulary: int,
+        probe: Probe,
+        stronger: Reader | None = None,
     ) -> None:
         self.role, self.model, self.cache, self.stronger = role, model, cache, stronger
         self.calls = self.fed = 0
         self._vocabulary, self._probe = vocabulary, probe
         self._read = 0
         self._known = model.get_input_embeddings().weight.shape[0]
-        device = model.device
-        self._masks = MaskBank(model.get_decoder().config, cache.slots, model.dtype, device)
-        self._positions = torch.arange(cache.slots, device=device)[None]
+        self._masks = masks
+        self._positions = torch.arange(cache.slots, device=model.device)[None]
 
     @property
     def read(self) -> int:

@@ -94,4 +94,7 @@ class RandomGate:
         return draws.draw(self._row(logits).expand(tokens.shape[0], 3), "gate")
 
     def _row(self, like: Tensor) -> Tensor:
-        return torch.tensor([self.keep, self.rewrite, self.escalate], dtype=like.dtype, device=like.device)
+        row = like.new_empty(3)  # filled in place: a tensor made from a list would be copied to the device, and wait
+        for region, share in enumerate((self.keep, self.rewrite, self.escalate)):
+            row[region] = share
+        return row

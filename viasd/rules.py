@@ -64,9 +64,9 @@ def judge_chain(tokens: Tensor, draft: Tensor, rule: RuleRows, draws: Draws, bon
         return ChainVerdict(accepted, draws.draw(rule.bonus[None], "replacement")[0])
     at = tokens[:, None]
     accepted = draws.accepted_prefix(rule.reject.gather(1, at)[:, 0], draft.gather(1, at)[:, 0])
-    stop = accepted.clamp(max=tokens.shape[0] - 1)
-    residual = rule.residual[stop]
-    leftover = (residual - draft[stop]).clamp(min=0)
+    stop = accepted.clamp(max=tokens.shape[0] - 1)[None]  # index_select: indexing by a scalar would wait for the host
+    residual = rule.residual.index_select(0, stop)[0]
+    leftover = (residual - draft.index_select(0, stop)[0]).clamp(min=0)
     leftover = leftover.where(leftover.sum() > 0, residual)
     full = accepted == tokens.shape[0]
     row = rule.bonus.where(full, leftover)

@@ -73,6 +73,8 @@ class SeededDraws:
             stream: torch.Generator(self._device).manual_seed(_seed(seed, example_id, stream))
             for stream in ("draft", "coin", "replacement", "gate")
         }
+        # A decision of the host needs no device: asking one would wait for all that was queued there.
+        self._host = torch.Generator().manual_seed(_seed(seed, example_id, "host"))
 
     def draw(self, rows: Tensor, stream: Stream, where: Tensor | None = None) -> Tensor:
         # An exponential race draws in proportion to the row without normalizing it: argmax of row / Exp(1).
@@ -87,7 +89,7 @@ class SeededDraws:
         return (coins * denominators < numerators).long().cumprod(0).sum()
 
     def coin(self, probability: float) -> bool:
-        return bool(torch.rand((), device=self._device, generator=self._streams["gate"]).item() < probability)
+        return torch.rand((), generator=self._host).item() < probability
 
 
 def _seed(seed: int, example_id: str, stream: str) -> int:

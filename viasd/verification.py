@@ -164,6 +164,7 @@ class _Slim:
 
     logits: Tensor
     rows: Tensor
+    drafted: list[int]
     regions: list[int]
     rewrites: list[int]
     bonus: int | None
@@ -212,7 +213,7 @@ class HierarchicalJudge(Part):
         # A position forced before anything was looked at needs no slim row unless the slim verifier judges after it.
         skip_slim = forced_at == 0 and config.after_escalation == "target"
         slim = None if skip_slim else self._consult(state, draft, forced_at)
-        drafted = draft.tokens.tolist()
+        drafted = draft.tokens.tolist() if slim is None else slim.drafted
         ruling = _Ruling()
         while len(ruling.tokens) < n and not ruling.ended:
             i = len(ruling.tokens)
@@ -246,8 +247,9 @@ class HierarchicalJudge(Part):
             add_bonus = add_bonus & (config.gate.classify(logits[n:], bonus, state.draws) == KEEP)
             if config.bonus_min_prob > 0:
                 add_bonus = add_bonus & (rows[n:].gather(1, bonus[:, None])[:, 0] >= config.bonus_min_prob)
-        host = torch.cat([regions, drawn, add_bonus.long()]).tolist()
-        return _Slim(logits, rows, host[:n], host[n : 2 * n], host[2 * n] if host[-1] else None)
+        host = torch.cat([draft.tokens, regions, drawn, add_bonus.long()]).tolist()
+        drafted, host = host[:n], host[n:]
+        return _Slim(logits, rows, drafted, host[:n], host[n : 2 * n], host[2 * n] if host[-1] else None)
 
     def _slim_rules(self, state: State, draft: Draft, drafted: int, ruling: _Ruling, slim: _Slim) -> None:
         """The slim verifier keeps or rewrites the next drafted token."""
@@ -260,10 +262,10 @@ class HierarchicalJudge(Part):
 
     def _law(self, slim: _Slim, draft: Draft, i: int, token: int) -> float:
         """m(token): its probability given that the position was not left to the target (DESIGN, mode exact)."""
-        keep, rewrite, escalate = self.config.gate.shares(slim.logits[i : i + 1])[:, 0]  # [V] each
+        keep, rewrite, _ = self.config.gate.shares(slim.logits[i : i + 1])[:, 0]  # [V] each
         row = draft.rows[i]
         written = row[token] * keep[token] + (row * rewrite).sum() * slim.rows[i, token]
-        return float(written / (1 - (row * escalate).sum()))
+        return float(written / (row * (keep + rewrite)).sum())
 
     def _target_rules(
         self, state: State, draft: Draft, drafted: list[int], ruling: _Ruling, slim: _Slim | None
