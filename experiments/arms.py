@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from baselines.controls import CoinMix, Unverified
-from experiments.config import compose_method, method_names
+from experiments.config import compose_method, method_names, vary
 from experiments.errors import UserError, near
 from viasd.drafting import DraftModel, FixedLength, NoDrafter
 from viasd.method import Method
@@ -40,10 +41,13 @@ def draft_only(method: Method) -> Method:
     return dataclasses.replace(_drafting(method, "draft_only"), name="draft_only", verifier=Unverified())
 
 
-def slim_only(method: Method) -> Method:
-    """The slim verifier judges by the ordinary row rule."""
-    verifier = RuleVerifier(reader="slim", slim=_hierarchical(method, "slim_only").slim)
-    return dataclasses.replace(method, name="slim_only", verifier=verifier)
+def slim_only(method: Method, skip_ratio: float | None = None) -> Method:
+    """The slim verifier judges by the ordinary row rule; with another skip ratio under the name slim_only@RATIO."""
+    slim, name = _hierarchical(method, "slim_only").slim, "slim_only"
+    if skip_ratio is not None:
+        slim = dataclasses.replace(slim, mask="auto", skip_ratio=skip_ratio)
+        name = f"slim_only@{skip_ratio:g}"
+    return dataclasses.replace(method, name=name, verifier=RuleVerifier(reader="slim", slim=slim))
 
 
 def accept_all(method: Method) -> Method:
@@ -77,25 +81,31 @@ _CONTROLS: dict[str, Callable[[Method], Method]] = {
 CONTROLS = (*_CONTROLS, "random_gate", "coin_mix")
 
 
-def derive(
-    names: list[str],
-    method: Method,
-    pair: Pair,
-    shares: Callable[[], tuple[float, float, float]],
-    resolve: Callable[[Method], Method] = lambda method: method,
-) -> tuple[dict[str, Method], list[str]]:
-    """Methods by arm name, in order, and notices of arms that were left out. Equal arms run once.
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What arms are derived from: the chosen method, built and as composed, and the pair.
 
-    `shares` is asked for the gate's shares only when random_gate is among the names. `resolve` settles what an arm
+    `shares` is asked for the gate's shares only when random_gate is among the arms. `resolve` settles what an arm
     leaves open (masks), so that arms are compared as they will run.
     """
+
+    method: Method
+    composed: Mapping[str, Any]
+    pair: Pair
+    shares: Callable[[], tuple[float, float, float]]
+    resolve: Callable[[Method], Method] = lambda method: method
+
+
+def derive(names: Sequence[str | Mapping[str, str]], context: Context) -> tuple[dict[str, Method], list[str]]:
+    """Methods by arm name, in order, and notices of arms that were left out. Equal arms run once."""
+    method, pair = context.method, context.pair
     arms: dict[str, Method] = {}
     notices: list[str] = []
     for name in names:
         if name == "sd" and "draft" not in pair.models and method.name != "sd":
             notices.append(f"arm sd left out: pair {pair.name} has no draft model")
             continue
-        arm = resolve(_arm(name, method, shares))
+        arm = context.resolve(_arm(name, context))
         label = method.name if name == "method" else arm.name
         twin = next((known for known, other in arms.items() if _same(other, arm)), None)
         if label in arms and twin is None:
@@ -109,16 +119,23 @@ def derive(
     return arms, notices
 
 
-def _arm(name: str, method: Method, shares: Callable[[], tuple[float, float, float]]) -> Method:
+def _arm(name: str | Mapping[str, str], context: Context) -> Method:
+    method = context.method
+    if not isinstance(name, str):
+        if len(name) != 1:
+            raise UserError(f"arms: {dict(name)}: accepted: one LABEL: KEY=VALUE ... for each changed method")
+        return vary(context.composed, *next(iter(name.items())))
     if name == "method":
         return method
     if name in _CONTROLS:
         return _CONTROLS[name](method)
     if name == "random_gate":
         _hierarchical(method, name)
-        return random_gate(method, shares())
+        return random_gate(method, context.shares())
     if name.partition("@")[0] == "coin_mix":
-        return coin_mix(method, _probability(name))
+        return coin_mix(method, _share(name) if "@" in name else DEFAULT_COIN)
+    if name.partition("@")[0] == "slim_only":
+        return slim_only(method, _share(name))
     known = method_names()
     if name not in known:
         raise UserError(f"arms: {name!r} is neither a method nor a control{near(name, [*CONTROLS, 'method', *known])}")
@@ -135,15 +152,16 @@ def check_roles(method: Method, pair: Pair) -> None:
         )
 
 
-def _probability(name: str) -> float:
-    text = name.partition("@")[2]
+def _share(name: str) -> float:
+    """The number behind the @ of a control's name."""
+    control, _, text = name.partition("@")
     try:
-        p = float(text) if text else DEFAULT_COIN
+        share = float(text)
     except ValueError:
-        p = -1.0
-    if not 0 <= p <= 1:
-        raise UserError(f"arms: {name}: accepted: coin_mix@P with P from 0 to 1, as in coin_mix@0.8")
-    return p
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"arms: {name}: accepted: {control}@NUMBER with a number from 0 to 1, as in {control}@0.8")
+    return share
 
 
 def _same(one: Method, other: Method) -> bool:

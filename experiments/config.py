@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, TypeAdapter
 
+from experiments.entry import results_folder as results_folder  # commands find it here, too
 from experiments.errors import UserError
 from experiments.tasks.base import Task
 from viasd.method import Method
@@ -48,7 +49,7 @@ class EngineSpec:
 class Settings:
     """The scalars of a run (conf/config.yaml says what each means)."""
 
-    arms: Annotated[list[str], Field(min_length=1)]
+    arms: Annotated[list[str | dict[str, str]], Field(min_length=1)]
     limit: Annotated[int, Field(ge=1)]
     quality_limit: Annotated[int, Field(ge=1)] | None
     repeats: Annotated[int, Field(ge=1, le=100)]
@@ -65,8 +66,7 @@ class Settings:
 
     @property
     def results(self) -> Path:
-        """The results folder: as given, else $VIASD_RESULTS, else results/ of this checkout."""
-        return Path(self.results_dir or os.environ.get("VIASD_RESULTS") or CHECKOUT / "results").expanduser().resolve()
+        return results_folder(self.results_dir)
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,18 @@ def _targets(node: Any, key: str) -> list[tuple[str, str]]:
         return []
     own = [(key, str(node["_target_"]))] if "_target_" in node else []
     return own + [pair for name in node for pair in _targets(node[name], f"{key}.{name!s}")]
+
+
+def vary(method: Any, label: str, overrides: str) -> Method:
+    """The composed method under another name with some of its keys changed, as in `stop.length=3 verifier.mode=lossy`.
+
+    Raises UserError for what is no key=value; keys the method does not know fail as they do on the command line.
+    """
+    wrong = [text for text in overrides.split() if "=" not in text.strip("=")]
+    if wrong or not overrides.split():
+        raise UserError(f"arms: {label}: {overrides!r}: accepted: KEY=VALUE of the method, as in stop.length=3")
+    node = OmegaConf.merge(OmegaConf.create(method), OmegaConf.from_dotlist(overrides.split()), {"name": label})
+    return make(node, f"arms: {label}")
 
 
 def method_names() -> list[str]:

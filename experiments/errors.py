@@ -63,7 +63,7 @@ def one_line(error: BaseException) -> str:
         return "a group such as task cannot be null; accepted: a name, as in task=reasoning (track=none logs nothing)"
     not_in_struct = re.search(r"Could not override '([^']+)'", text)
     if not_in_struct:
-        return f"{not_in_struct[1]}: no such key in the configuration; `python -m experiments.run --cfg job` shows all"
+        return f"{not_in_struct[1]}: no such key in the configuration; the same command with --cfg job shows all"
     return text if exit_code(error) == USER_MISTAKE else f"{type(links[-1]).__name__}: {_flat(str(links[-1]))}"
 
 

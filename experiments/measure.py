@@ -32,6 +32,7 @@ class Prompt:
     index: int
     example: Example
     ids: list[int]
+    truncated: int = 0  # tokens cut off at the left, because the models read no more
 
 
 class Stopwatch:
@@ -106,12 +107,18 @@ class Bench:
     def measure(self, prompt: Prompt, timed: bool) -> list[Row]:
         """One row per arm. Timed: arms back to back in an order that rotates with the example and the repeat."""
         rows = {
-            name: Row(example_id=prompt.example.example_id, arm=name, index=prompt.index, prompt_tokens=len(prompt.ids))
+            name: Row(
+                example_id=prompt.example.example_id,
+                arm=name,
+                index=prompt.index,
+                prompt_tokens=len(prompt.ids),
+                truncated=prompt.truncated,
+            )
             for name in self.arms
         }
         names = list(self.arms)
         if timed:
-            with _no_collection():
+            with collection_off():
                 for repeat in range(self.repeats):
                     shift = (prompt.index + repeat) % len(names)
                     for name in names[shift:] + names[:shift]:
@@ -127,7 +134,8 @@ class Bench:
         try:
             step(row)
         except Exception as error:
-            fresh = Row(example_id=row.example_id, arm=row.arm, index=row.index, prompt_tokens=row.prompt_tokens)
+            told = ("example_id", "arm", "index", "prompt_tokens", "truncated")
+            fresh = Row(**{name: getattr(row, name) for name in told})
             row.__dict__.update(fresh.__dict__)
             row.error = f"{type(error).__name__}: {error}"
             LOG.exception("example %s, arm %s", row.example_id, row.arm)
@@ -178,7 +186,8 @@ class Bench:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def collection_off() -> Iterator[None]:
+    """No garbage collection inside: it would fall on whatever is timed just then."""
     gc.collect()
     gc.disable()
     try:

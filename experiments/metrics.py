@@ -228,6 +228,10 @@ METRICS: tuple[Metric, ...] = (
         "n_quality", "examples", None, 0, "Examples behind the quality metrics.",
         lambda arm: int(arm.detail.column(has_quality).sum()),
     ),
+    Metric(
+        "truncated", "examples", "lower", 0, "Examples whose prompt was cut at the left to fit the models.",
+        lambda arm: sum(row.truncated > 0 for row in arm.detail.rows) or None,
+    ),
     Metric("failed", "examples", "lower", 0, "Examples that failed; they leave every arm.", lambda arm: arm.failed),
 )
 # fmt: on

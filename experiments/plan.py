@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from experiments import identity
-from experiments.arms import check_roles, derive
+from experiments.arms import Context, check_roles, derive
 from experiments.config import Job
 from experiments.errors import UserError
 from experiments.measure import Prompt
 from experiments.resolve import SHARE_PROMPTS, gate_shares, resolve_masks
 from experiments.stopping import StopStrings
 from experiments.store import RunFolder
+from experiments.tasks.base import Example
 from viasd.decode import Decode
 from viasd.engine import Engine, resolve_device, resolve_dtype
 from viasd.method import Method
@@ -45,6 +46,13 @@ class Plan:
     def example_ids(self) -> list[str]:
         return [prompt.example.example_id for prompt in self.prompts]
 
+    def open_engine(self) -> Engine:
+        """The models that the arms run: those loaded while planning, if they suffice."""
+        roles = frozenset[str]().union(*(arm.roles for arm in self.arms.values()))
+        if self.engine is not None and roles <= set(self.engine.models):
+            return self.engine
+        return load_engine(self.job, roles, self.longest)
+
 
 def settle(job: Job) -> Plan:
     """Resolve masks and arms, read the examples, name the run. Loads models only if a random gate needs its shares."""
@@ -55,15 +63,15 @@ def settle(job: Job) -> Plan:
     torch.set_num_threads(threads)
     tokenizer = load_tokenizer(job.pair)
     source = job.task.examples("test")
-    everything = [Prompt(index, one, tokenizer(one.prompt).input_ids) for index, one in enumerate(source)]
+    everything, skipped = read_prompts(job, source, tokenizer)
     prompts = everything[: job.settings.detail_limit]
     longest = max(len(prompt.ids) for prompt in everything)  # of the whole task, so that memory does not follow limit
-    check_context(job, longest)
     loaded: list[Engine] = []
 
     def shares() -> tuple[float, float, float]:
-        calibration = [tokenizer(one.prompt).input_ids for one in job.task.examples("calibration", SHARE_PROMPTS)]
-        loaded.append(load_engine(job, max(longest, *map(len, calibration))))
+        problems = job.task.examples("calibration", SHARE_PROMPTS)
+        calibration = [tokenizer(one.prompt).input_ids for one in problems]
+        loaded.append(load_engine(job, method.roles, max(longest, *map(len, calibration))))
         return gate_shares(method, loaded[0], calibration, decode_settings(job, tokenizer), job.settings.seed)
 
     told = {notice}
@@ -73,11 +81,13 @@ def settle(job: Job) -> Plan:
         told.add(notice)
         return resolved
 
-    arms, notices = derive(job.settings.arms, method, job.pair, shares, resolve)
+    arms, notices = derive(job.settings.arms, Context(method, job.composed["method"], job.pair, shares, resolve))
     notices += sorted(text for text in told if text)
-    if len(source) < job.settings.detail_limit:
+    if skipped:
+        notices.append(f"task {job.task.name}: {skipped} of {len(source)} test prompts are too long and were skipped")
+    if len(everything) < job.settings.detail_limit:
         notices.append(
-            f"task {job.task.name} has {len(source)} test examples: limit={job.settings.detail_limit} takes all"
+            f"task {job.task.name} has {len(everything)} test examples: limit={job.settings.detail_limit} takes all"
         )
     content = {
         "arms": {name: describe(arm) for name, arm in arms.items()},
@@ -100,15 +110,41 @@ def settle(job: Job) -> Plan:
     )
 
 
-def check_context(job: Job, longest: int) -> None:
-    """Raises UserError when a prompt and its output may not fit the shortest context of the pair's models."""
-    for role in job.pair.models:
-        context = context_length(job.pair.path(role))
-        if longest + job.task.max_new_tokens > context:
+def read_prompts(job: Job, source: Sequence[Example], tokenizer: Any) -> tuple[list[Prompt], int]:
+    """The task's prompts in its order, and how many were skipped; `task.too_long` rules on those that do not fit.
+
+    A prompt and the longest output must fit the shortest context of the pair's models. What is cut off is the oldest
+    text; a begin mark stays.
+
+    Raises:
+        UserError: a prompt is too long and is neither to be cut nor skipped, or none is left.
+    """
+    contexts = {role: context_length(job.pair.path(role)) for role in job.pair.models}
+    role = min(contexts, key=lambda name: contexts[name])
+    room = contexts[role] - job.task.max_new_tokens
+    prompts: list[Prompt] = []
+    too_long = 0
+    for example in source:
+        ids = tokenizer(example.prompt).input_ids
+        excess = len(ids) - room
+        if excess > 0 and (job.task.too_long == "error" or room < 2):
             raise UserError(
-                f"task.max_new_tokens={job.task.max_new_tokens}: the longest prompt has {longest} tokens, the {role} "
-                f"model of pair {job.pair.name} reads {context}; accepted: at most {max(0, context - longest)}"
+                f"task.max_new_tokens={job.task.max_new_tokens}: a prompt has {len(ids)} tokens, the {role} model of "
+                f"pair {job.pair.name} reads {contexts[role]}; accepted: at most {max(0, contexts[role] - len(ids))}, "
+                "or task.too_long=truncate_left or skip"
             )
+        if excess > 0:
+            too_long += 1
+            if job.task.too_long == "skip":
+                continue
+            ids = [ids[0], *ids[excess + 1 :]] if ids[0] == tokenizer.bos_token_id else ids[excess:]
+        prompts.append(Prompt(len(prompts), example, ids, truncated=max(0, excess)))
+    if not prompts:
+        raise UserError(
+            f"task.too_long=skip: all {too_long} prompts of task {job.task.name} have more than the {room} tokens that "
+            f"max_new_tokens={job.task.max_new_tokens} leaves; accepted: truncate_left, or a smaller max_new_tokens"
+        )
+    return prompts, too_long if job.task.too_long == "skip" else 0
 
 
 def describe(part: Any) -> Any:
@@ -123,16 +159,17 @@ def describe(part: Any) -> Any:
     return part
 
 
-def load_engine(job: Job, longest: int) -> Engine:
-    """The pair's models, with caches for a prompt of `longest` tokens and its output."""
+def load_engine(job: Job, roles: Iterable[str], longest: int) -> Engine:
+    """The pair's models of these roles, with caches for a prompt of `longest` tokens and its output."""
     from transformers.utils import logging as library
 
     if not sys.stderr.isatty() or weights_bytes(job.pair.path("target")) < WORTH_A_BAR:
         library.disable_progress_bar()
     slots = longest + job.task.max_new_tokens
-    return Engine.load(job.pair, list(job.pair.models), job.engine.device, job.engine.dtype, slots)
+    return Engine.load(job.pair, sorted({"target", *roles}), job.engine.device, job.engine.dtype, slots)
 
 
 def decode_settings(job: Job, tokenizer: Any) -> Decode:
+    """When a text ends: at the task's length limit, the tokenizer's end mark, or one of the task's stop strings."""
     stop = StopStrings(tokenizer, job.task.stop_strings) if job.task.stop_strings else None
     return Decode(job.sampling, job.task.max_new_tokens, frozenset({tokenizer.eos_token_id}), stop)

@@ -30,6 +30,7 @@ class Row:
     text: str = ""
     finish_reason: str | None = None
     prompt_tokens: int = 0
+    truncated: int = 0  # tokens cut off at the left of the prompt
     quality: float | None = None
     # timed pass
     decode_seconds: list[float] = field(default_factory=list)

@@ -26,8 +26,7 @@ def headline_table(
 
     `width` in columns; None: that of the terminal. `notes` become footers, beside those on failed examples.
     """
-    blocks = _blocks(_headline(summary, arms), lead=1, width=width)
-    return "\n".join(["\n\n".join(blocks), *_footers(summary, arms, notes)])
+    return "\n".join([text_table(_headline(summary, arms), width=width), *_footers(summary, arms, notes)])
 
 
 def headline_markdown(summary: Mapping[str, Numbers], arms: Sequence[str], *, notes: Sequence[str] = ()) -> str:
@@ -50,8 +49,12 @@ def full_table(
     names = in_order(name for arm in columns for name in summary.get(arm, {}))
     cells = [["metric", "unit", *columns]]
     cells += [[name, find(name).unit, *(cell(summary.get(arm, {}), name) for arm in columns)] for name in names]
-    blocks = _blocks(cells, lead=2, width=width)
-    return "\n".join(["\n\n".join(blocks), *_footers(summary, columns, notes)])
+    return "\n".join([text_table(cells, lead=2, width=width), *_footers(summary, columns, notes)])
+
+
+def text_table(cells: Cells, *, lead: int = 1, width: int | None = None) -> str:
+    """Aligned text of any cells, header first, in several blocks where `width` is too narrow for one."""
+    return "\n\n".join(_blocks(cells, lead=lead, width=width))
 
 
 def cell(numbers: Numbers, name: str, interval: bool = True) -> str:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import traceback
-from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.errors import RunFailed, exit_code, one_line
+from experiments.entry import CONFIG_DIR, run_command
+from experiments.errors import RunFailed, one_line
 
 if TYPE_CHECKING:
     from experiments.measure import Prompt
     from experiments.plan import Plan
     from experiments.records import Row
-
-CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
-
 
 FINISHED: list[Plan] = []  # the runs of this process, for what is said of all of them at the end
 
@@ -62,10 +57,10 @@ def _measure(plan: Plan, missing: list[Prompt]) -> None:
 
     from experiments import identity
     from experiments.measure import Bench, memory
-    from experiments.plan import decode_settings, load_engine
+    from experiments.plan import decode_settings
 
     job = plan.job
-    engine = plan.engine or load_engine(job, plan.longest)
+    engine = plan.open_engine()
     decoders = {name: arm.open(engine) for name, arm in plan.arms.items()}
     bench = Bench(
         engine,
@@ -190,40 +185,15 @@ def _main(config: DictConfig) -> str:
         raise
 
 
-class _OwnLinesOnly:
-    """Standard error without Hydra's echo of the command line, which it prints before raising a job's exception."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        return len(text) if text.startswith("Error executing job with overrides") else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 def main() -> None:
-    """Entry point: the only place that exits. 0 done, 2 a user's mistake, 1 failed, 130 interrupted."""
-    logging.getLogger("experiments").addHandler(logging.NullHandler())
-    logging.getLogger("experiments").propagate = False
+    """Entry point: `experiments.entry.run_command` says how it exits."""
     FINISHED.clear()
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of being printed and swallowed
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        with redirect_stderr(_OwnLinesOnly(sys.stderr)):  # type: ignore[type-var]
-            _main()
+
+    def job() -> None:
+        _main()
         finish_sweep(FINISHED)
-    except BrokenPipeError:  # the reader of our output left, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (Exception, KeyboardInterrupt) as error:
-        if any(argument.replace(" ", "").lower() == "debug=true" for argument in sys.argv[1:]):
-            traceback.print_exc()
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(exit_code(error))
+
+    run_command(job)
 
 
 if __name__ == "__main__":

@@ -24,17 +24,11 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folder. Raises UserError where that is not allowed."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"results_dir={self.path.parent.parent}: cannot write there ({error.strerror}); "
-                "accepted: a writable folder"
-            ) from error
+        create_folder(self.path, results=self.path.parent.parent)
 
     def write_run(self, content: dict[str, Any]) -> None:
         """Write run.json."""
-        self._replace(self.path / "run.json", {"schema_version": SCHEMA_VERSION, "run_id": self.run_id, **content})
+        replace_json(self.path / "run.json", {"schema_version": SCHEMA_VERSION, "run_id": self.run_id, **content})
 
     def read_run(self) -> dict[str, Any] | None:
         """run.json, or None when there is none."""
@@ -42,7 +36,7 @@ class RunFolder:
 
     def write_summary(self, arms: dict[str, Any]) -> None:
         """Write summary.json."""
-        self._replace(self.summary_path, {"run_id": self.run_id, "arms": arms})
+        replace_json(self.summary_path, {"run_id": self.run_id, "arms": arms})
 
     def append(self, rows: Iterable[Row]) -> None:
         """Append rows in one write that has reached the disk when this returns."""
@@ -63,10 +57,22 @@ class RunFolder:
         rows = [Row.from_json(line) for line in whole.decode("utf-8").splitlines()]
         return list({(row.example_id, row.arm): row for row in rows}.values())
 
-    def _replace(self, path: Path, content: dict[str, Any]) -> None:
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        beside.replace(path)
+
+def create_folder(path: Path, results: Path) -> None:
+    """Make a folder of the results. Raises UserError where that is not allowed."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"results_dir={results}: cannot write there ({error.strerror}); accepted: a writable folder"
+        ) from error
+
+
+def replace_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    beside.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from experiments.arms import derive
+from experiments.arms import Context, derive
 from experiments.config import CHECKOUT, build, make
-from experiments.errors import UserError
+from experiments.errors import UserError, exit_code, one_line
 from viasd.method import Method
 from viasd.models import Pair
 from viasd.verification import Hierarchical
 
 METHODS = sorted(path.stem for path in (CHECKOUT / "conf" / "method").glob("*.yaml"))
+TASKS = sorted(path.stem for path in (CHECKOUT / "conf" / "task").glob("*.yaml"))
 GROUPS = {"pair": "reference", "decode": "greedy", "engine": "default", "track": "wandb"}
 PAIR = Pair(name="p", models={"target": "t", "draft": "d"})
 
@@ -47,7 +48,7 @@ def test_method_yaml_names_every_field(name: str) -> None:
     assert make(node, "method").name == name
 
 
-@pytest.mark.parametrize("task", ["reasoning", "coding", "summarization"])
+@pytest.mark.parametrize("task", TASKS)
 def test_other_yamls_name_every_field(task: str) -> None:
     config = compose("config", [f"task={task}"])
     assert [one for group in (*GROUPS, "task") for one in unnamed_fields(config[group], group)] == []
@@ -61,9 +62,12 @@ def test_paper_preset_pins_the_papers_control_flow() -> None:
     assert (paper.after_escalation, paper.after_equal_rewrite, paper.slim.cache) == ("slim", "stop", "separate")
 
 
-def derived(names: list[str], *overrides: str) -> tuple[dict[str, Method], list[str]]:
-    method = make(compose("config", list(overrides))["method"], "method")
-    return derive(names, method, PAIR, lambda: (0.5, 0.3, 0.2))
+def derived(
+    names: list[str | dict[str, str]], *overrides: str, pair: Pair = PAIR
+) -> tuple[dict[str, Method], list[str]]:
+    composed: Any = OmegaConf.to_container(compose("config", list(overrides))["method"])
+    method = make(OmegaConf.create(composed), "method")
+    return derive(names, Context(method, composed, pair, lambda: (0.5, 0.3, 0.2)))
 
 
 def test_controls_follow_the_methods_overrides() -> None:
@@ -79,6 +83,15 @@ def test_controls_follow_the_methods_overrides() -> None:
     assert arms["coin_mix@0.4"].verifier.p == 0.4  # type: ignore[attr-defined]
 
 
+def test_slim_only_takes_a_skip_ratio_of_its_own() -> None:
+    arms, _ = derived(["slim_only", "slim_only@0.2"], "method.verifier.slim.mask=[0,3]")
+    assert arms["slim_only"].verifier.slim.mask == [0, 3]  # type: ignore[attr-defined]
+    slim = arms["slim_only@0.2"].verifier.slim  # type: ignore[attr-defined]
+    assert (slim.mask, slim.skip_ratio) == ("auto", 0.2)
+    with pytest.raises(UserError, match="slim_only@2: accepted: slim_only@NUMBER"):
+        derived(["slim_only@2"])
+
+
 def test_equal_arms_run_once() -> None:
     arms, notices = derived(["vanilla", "sd", "method"], "method=sd")
     assert list(arms) == ["vanilla", "sd"] and notices == []
@@ -87,9 +100,35 @@ def test_equal_arms_run_once() -> None:
 
 
 def test_sd_is_left_out_without_a_draft_model() -> None:
-    method = make(compose("config", ["method=vanilla"])["method"], "method")
-    arms, notices = derive(["vanilla", "sd"], method, Pair(name="p", models={"target": "t"}), lambda: (1, 0, 0))
+    arms, notices = derived(["vanilla", "sd"], "method=vanilla", pair=Pair(name="p", models={"target": "t"}))
     assert list(arms) == ["vanilla"] and "no draft model" in notices[0]
+
+
+def test_a_changed_method_is_an_arm_of_its_own() -> None:
+    strict = "verifier.gate.accept_ratio=1 verifier.gate.escalate_ratio=0.9"
+    arms, _ = derived(["method", {"strict": strict}, {"short": "stop.length=2"}], "method.stop.length=3")
+    assert list(arms) == ["via_sd", "strict", "short"]
+    gate = arms["strict"].verifier.gate  # type: ignore[attr-defined]
+    assert (gate.accept_ratio, gate.escalate_ratio) == (1.0, 0.9)
+    assert [arm.stop.length for arm in arms.values()] == [3, 3, 2]  # type: ignore[attr-defined]
+    assert arms["strict"].name == "strict"
+
+
+@pytest.mark.parametrize(
+    ("arm", "told"),
+    [
+        ({"a": "stop.length"}, "KEY=VALUE"),
+        ({"a": ""}, "KEY=VALUE"),
+        ({"a": "stop.length=2", "b": "stop.length=3"}, "one LABEL"),
+        ({"a": "stop.size=3"}, "size"),
+        ({"a": "stop.length=-1"}, "length"),
+    ],
+    ids=str,
+)
+def test_a_changed_method_with_a_mistake_is_refused(arm: dict[str, str], told: str) -> None:
+    with pytest.raises(Exception, match=told) as raised:
+        derived([arm])
+    assert told in one_line(raised.value) and exit_code(raised.value) == 2
 
 
 @pytest.mark.parametrize("control", ["slim_only", "accept_all", "random_gate"])

@@ -58,7 +58,8 @@ class Task(ABC):
     """A family of problems.
 
     Fields: `seed` >= 0 orders and selects the problems; `test_size` >= 1 and `calibration_size` >= 1 are the default
-    sizes of the held-out splits; `max_new_tokens` >= 1 bounds an answer; `stop_strings` end it (may be empty).
+    sizes of the held-out splits; `max_new_tokens` >= 1 bounds an answer; `too_long` says what becomes of a prompt that
+    leaves no room for one in the models' context; `stop_strings` end an answer (may be empty).
     """
 
     quality_name: ClassVar[str] = ""
@@ -68,6 +69,7 @@ class Task(ABC):
     test_size: int = Field(default=400, ge=1)
     calibration_size: int = Field(default=200, ge=1)
     max_new_tokens: int = Field(default=128, ge=1)
+    too_long: Literal["error", "truncate_left", "skip"] = "error"
     stop_strings: tuple[str, ...] = ()
 
     @abstractmethod

@@ -1,0 +1,137 @@
+"""Replay methods on stored rows: the real decode loop, with readers that look rows up instead of running a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from experiments.arms import lossless, vanilla
+from experiments.probing.agreement import Forced
+from experiments.probing.costs import CostCurve
+from experiments.probing.setup import ProbeJob
+from viasd.decode import Decode, RowReader, Speculative
+from viasd.drafting import FixedLength
+from viasd.method import Method
+from viasd.sampling import Sampling, SeededDraws
+
+
+class StoredReader:
+    """A reader whose row depends on the position alone: what it would say had every committed token been the target's.
+
+    `rows` [n, V]: the first one follows the prompt's last token. Positions behind the last row repeat it; nothing that
+    counts is decided there. `log` gets (role, tokens fed) of every call.
+    """
+
+    def __init__(
+        self, role: str, rows: Tensor, prompt: int, log: list[tuple[str, int]], stronger: RowReader | None = None
+    ) -> None:
+        self.role, self.stronger = role, stronger
+        self.calls = self.fed = self._read = 0
+        self._rows, self._prompt, self._log = rows, prompt, log
+
+    @property
+    def read(self) -> int:
+        return self._read if self.stronger is None else max(self._read, self.stronger.read)
+
+    def start(self) -> None:
+        self._read = self.calls = self.fed = 0
+
+    def rewind(self, length: int) -> None:
+        self._read = min(self._read, length)
+
+    def feed(self, ids: Tensor, stop: int, last: int) -> Tensor:
+        """Rows [last, V] after ids[stop - last] to ids[stop - 1]; none of the prompt but its last."""
+        fed = stop - self.read
+        self._read = stop
+        self.calls += 1
+        self.fed += fed
+        self._log.append((self.role, fed))
+        places = torch.arange(stop - last, stop, device=self._rows.device) - self._prompt + 1
+        return self._rows[places.clamp(max=self._rows.shape[0] - 1)]
+
+
+class StoredReaders:
+    """The readers of one decoder over the rows of one output, by role; `slim` is the method's view."""
+
+    def __init__(self, rows: Mapping[str, Tensor], prompt: int) -> None:
+        self.log: list[tuple[str, int]] = []
+        self._rows, self._prompt = rows, prompt
+        self._readers: dict[str, StoredReader] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self._rows["target"].device
+
+    def get(self, role: str) -> StoredReader:
+        return self._open(role, None)
+
+    def slim(self, kept: Sequence[int], cache: str) -> StoredReader:
+        return self._open("slim", self.get("target") if cache == "shared" else None)
+
+    def opened(self) -> Sequence[RowReader]:
+        return list(self._readers.values())
+
+    def _open(self, role: str, stronger: StoredReader | None) -> StoredReader:
+        if role not in self._readers:
+            self._readers[role] = StoredReader(role, self._rows[role], self._prompt, self.log, stronger)
+        return self._readers[role]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What one replayed output came to. `steps` counts the calls by (role, tokens fed), the prompt's left out."""
+
+    tokens: int
+    rounds: int
+    escalated: int  # rounds in which the target ran beside the slim verifier
+    steps: Counter[tuple[str, int]]
+
+    def calls(self, role: str) -> int:
+        return sum(count for (name, _), count in self.steps.items() if name == role)
+
+    def seconds(self, costs: Mapping[str, CostCurve], role: str | None = None) -> float:
+        """Seconds inside forward calls, of one role or of all, at isolated costs by role."""
+        priced = ((name, costs[name].seconds(fed) * count) for (name, fed), count in self.steps.items())
+        return sum(seconds for name, seconds in priced if role in (None, name))
+
+
+@torch.inference_mode()
+def replay(method: Method, forced: Forced, seed: int = 0) -> Replay:
+    """Decode an output's length greedily with the method on its stored rows.
+
+    The text ends where the target's own ended, not at an end mark: a kept token that differs changes neither the
+    context nor the end. Drafts are bounded by the most tokens that a run would output.
+    """
+    readers = StoredReaders(forced.rows, len(forced.prompt.ids))
+    verifier = method.verifier.open_verifier(readers)
+    drafter = method.drafter.open_drafter(readers)
+    decoder = Speculative(drafter, method.stop.open_stop(), verifier, readers)
+    budget = forced.prompt.decode.max_new_tokens
+    decode = Decode(Sampling(), budget, stop=lambda output: len(output) >= forced.length)
+    generation = decoder.generate(
+        forced.prompt.ids,
+        decode,
+        SeededDraws(seed, "probe", readers.device),
+        watch=lambda event: readers.log.clear() if event == "prefilled" else None,
+    )
+    return Replay(
+        tokens=len(generation.token_ids),
+        rounds=len(generation.rounds),
+        escalated=sum(one.escalation is not None for one in generation.rounds),
+        steps=Counter(readers.log),
+    )
+
+
+def predicted_methods(job: ProbeJob) -> dict[tuple[str, int], Method]:
+    """What is predicted, by (arm, draft length): vanilla, and with a drafter sd and the method at each length."""
+    methods = {("vanilla", 0): vanilla()}
+    if job.drafter is not None:
+        for length in sorted(set(job.settings.draft_lengths)):
+            method = replace(job.method, stop=FixedLength(length=length))
+            methods["sd", length] = lossless(method)
+            methods[job.method.name, length] = method
+    return methods

@@ -1,0 +1,196 @@
+"""What a probe is asked: settings, checked objects, the slim views to compare, the prompts to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, TypeAdapter
+
+from experiments.config import CHECKOUT, EngineSpec, make, results_folder
+from experiments.errors import UserError, near
+from experiments.identity import model_hash
+from experiments.resolve import mask_owner, resolve_mask, target_layers
+from experiments.stopping import StopStrings
+from experiments.tasks.base import Task
+from viasd.decode import Decode
+from viasd.drafting import DraftModel
+from viasd.engine import Engine
+from viasd.method import Method
+from viasd.models import Pair, context_length, even_mask, read_mask
+from viasd.reader import Reader
+from viasd.sampling import Sampling
+from viasd.spec import spec
+from viasd.verification import Hierarchical
+
+Length = Annotated[int, Field(ge=1, le=1024)]
+DraftLength = Annotated[int, Field(ge=1, le=64)]
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+
+
+@spec
+class ProbeSettings:
+    """The scalars of a probe (conf/probe.yaml says what each means)."""
+
+    tasks: Annotated[list[str], Field(min_length=1)] | None
+    split: Literal["calibration", "test"]
+    prompts: Annotated[int, Field(ge=1)]
+    max_new_tokens: Annotated[int, Field(ge=1)] | None
+    context: Annotated[int, Field(ge=1)]
+    fed_lengths: Annotated[list[Length], Field(min_length=1)]
+    repeats: Annotated[int, Field(ge=1)]
+    skip_ratios: list[Ratio]
+    draft_lengths: Annotated[list[DraftLength], Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)]
+    results_dir: str | None
+    debug: bool
+
+    @property
+    def timed_lengths(self) -> list[int]:
+        """Fed lengths in order, a single token among them: costs are told relative to a target step."""
+        return sorted({1, *self.fed_lengths})
+
+    @property
+    def results(self) -> Path:
+        return results_folder(self.results_dir)
+
+
+@dataclass(frozen=True)
+class View:
+    """A slim view of the target: how its mask came about, the ratio that was asked for, the layers it keeps."""
+
+    mask: str  # even, searched, or chosen (the method names it)
+    skip_ratio: float
+    kept: list[int]
+    layers: int  # of the target
+
+    @property
+    def skipped(self) -> int:
+        return self.layers - len(self.kept)
+
+    @property
+    def name(self) -> str:
+        return f"slim -{self.skipped} {self.mask}"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt's ids and what the target's output to it obeys."""
+
+    task: str
+    ids: list[int]
+    decode: Decode
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """One probe, checked and settled but for the models.
+
+    `method` has its mask as layers; `view` is its slim view, one of `views`. `drafter` is the role that drafts, None
+    where the pair has no such model.
+    """
+
+    settings: ProbeSettings
+    pair: Pair
+    method: Method
+    engine: EngineSpec
+    tasks: dict[str, Task]
+    views: list[View]
+    view: View
+    drafter: str | None
+    notices: list[str]
+    composed: dict[str, Any]
+
+
+def build(config: DictConfig) -> ProbeJob:
+    """Check and build everything, before any model is loaded."""
+    composed: Any = OmegaConf.to_container(config, resolve=True)
+    scalars = {name: composed[name] for name in ProbeSettings.__dataclass_fields__}
+    settings = TypeAdapter(ProbeSettings).validate_python(scalars, strict=False)
+    pair, method, engine = (make(config[name], name) for name in ("pair", "method", "engine"))
+    for name, made, kind in (("pair", pair, Pair), ("method", method, Method), ("engine", engine, EngineSpec)):
+        if not isinstance(made, kind):
+            raise UserError(f"{name}._target_={config[name].get('_target_')}: not a {kind.__name__}")
+    if not isinstance(method.verifier, Hierarchical) or not isinstance(method.drafter, DraftModel):
+        raise UserError(f"method={method.name}: accepted: a draft model under a hierarchical verifier, as in via_sd")
+    views, view, notices = list_views(pair, method.verifier, settings.skip_ratios)
+    drafter = method.drafter.role if method.drafter.role in pair.models else None
+    if drafter is None:
+        notices.append(f"pair {pair.name} has no {method.drafter.role} model: sd and {method.name} are not predicted")
+    slim = replace(method.verifier.slim, mask=view.kept)
+    return ProbeJob(
+        settings=settings,
+        pair=pair,
+        method=replace(method, verifier=replace(method.verifier, slim=slim)),
+        engine=engine,
+        tasks={name: compose_task(name) for name in dict.fromkeys(settings.tasks or task_names())},
+        views=views,
+        view=view,
+        drafter=drafter,
+        notices=notices,
+        composed=composed,
+    )
+
+
+def task_names() -> list[str]:
+    """Names of the yamls in conf/task."""
+    return sorted(path.stem for path in (CHECKOUT / "conf" / "task").glob("*.yaml"))
+
+
+def compose_task(name: str) -> Task:
+    """A task by the name of its yaml. Raises UserError for a name that has none."""
+    if name not in task_names():
+        raise UserError(f"tasks: {name!r} not found{near(name, task_names())}")
+    return make(compose(config_name="config", overrides=[f"task={name}"])["task"], f"task={name}")
+
+
+def list_views(pair: Pair, verifier: Hierarchical, ratios: list[float]) -> tuple[list[View], View, list[str]]:
+    """The distinct slim views, by layers skipped: even and searched masks of each ratio, and the method's own view."""
+    layers, keep_ends = target_layers(pair), verifier.slim.keep_ends
+    target = model_hash(pair.path("target"))
+    searched = [read_mask(name, target, layers) for name in pair.masks if mask_owner(name) == target]
+    views: dict[tuple[int, ...], View] = {}
+    for ratio in sorted({*ratios, verifier.slim.skip_ratio}):
+        even = even_mask(layers, ratio, keep_ends)
+        if len(even) == layers:
+            continue  # nothing is skipped: that is the target
+        views.setdefault(tuple(even), View("even", ratio, even, layers))
+        for kept in searched:
+            if len(kept) == len(even):
+                views.setdefault(tuple(kept), View("searched", ratio, kept, layers))
+    own, notice = resolve_mask(verifier.slim, pair)
+    view = views.setdefault(tuple(own), View("chosen", verifier.slim.skip_ratio, own, layers))
+    return sorted(views.values(), key=lambda one: one.skipped), view, [notice] if notice else []
+
+
+def read_prompts(job: ProbeJob, tokenizer: Any) -> list[Prompt]:
+    """Held-out prompts of every task. Raises UserError where a task has too few, or they do not fit the models."""
+    context = min(context_length(job.pair.path(role)) for role in job.pair.models)
+    prompts = []
+    for name, task in job.tasks.items():
+        budget = job.settings.max_new_tokens or task.max_new_tokens
+        stop = StopStrings(tokenizer, task.stop_strings) if task.stop_strings else None
+        decode = Decode(Sampling(), budget, frozenset({tokenizer.eos_token_id}), stop)
+        try:
+            examples = task.examples(job.settings.split, job.settings.prompts)
+        except ValueError as error:
+            raise UserError(f"prompts={job.settings.prompts}: {error}") from error
+        for example in examples:
+            ids = tokenizer(example.prompt).input_ids
+            if len(ids) + budget > context:
+                raise UserError(
+                    f"max_new_tokens={budget}: a prompt of task {name} has {len(ids)} tokens, the models of pair "
+                    f"{job.pair.name} read {context}; accepted: at most {max(0, context - len(ids))}"
+                )
+            prompts.append(Prompt(name, ids, decode))
+    return prompts
+
+
+def open_slim(engine: Engine, kept: list[int], target: Reader) -> Reader:
+    """A slim view on the target's cache, as methods open it; any number of them, which one decoder cannot have."""
+    view = engine.view(kept)
+    masks = engine.masks(view)
+    return Reader("slim", view, engine.cache("target"), masks, engine.vocabulary, engine.probe, stronger=target)
