@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ KEYS = ("draft", "slim", "target", "other", "keep", "rewrite", "escalate", "gate
 
 Column = Callable[[Row], float]
 Number = Statistic | float | None
+Key = tuple[int, str]  # place of the run, example id
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,32 @@ def compare(
 
     An arm without a single success compares with nothing: it is left empty instead of emptying the others.
     """
-    table: dict[str, dict[str, Row]] = {name: {} for name in arms}
-    for row in rows:
-        if row.arm in table:
-            table[row.arm][row.example_id] = row
+    return compare_seeds([rows], arms, temperature, static, seed)
+
+
+def compare_seeds(
+    runs: Sequence[Sequence[Row]],
+    arms: Sequence[str],
+    temperature: float = 0.0,
+    static: Mapping[str, Mapping[str, float]] | None = None,
+    seed: int = 0,
+) -> dict[str, Arm]:
+    """`compare` over several runs of the same examples, each under a seed of its own.
+
+    Rows are paired across arms within a run. The rows of one example are no independent evidence: they are resampled
+    together.
+    """
+    table: dict[str, dict[Key, Row]] = {name: {} for name in arms}
+    for run, rows in enumerate(runs):
+        for row in rows:
+            if row.arm in table:
+                table[row.arm][run, row.example_id] = row
     succeeded = {name: {key: row for key, row in of.items() if row.error is None} for name, of in table.items()}
     alive = [name for name in arms if succeeded[name]]
     common = set.intersection(*(set(succeeded[name]) for name in alive)) if alive else set()
     order = sorted(common, key=lambda key: (succeeded[alive[0]][key].index, key))
     timed = [key for key in order if all(succeeded[name][key].decode_seconds for name in alive)]
-    for_timed = Resamples.draw(len(timed), seed + TIMED_SEED)
-    for_detail = Resamples.draw(len(order), seed + DETAIL_SEED)
+    for_timed, for_detail = _resamples(timed, seed + TIMED_SEED), _resamples(order, seed + DETAIL_SEED)
     nothing = Sample([], Resamples.draw(0))
     compared: dict[str, Arm] = {}
     made = {}
@@ -93,6 +108,10 @@ def compare(
         )
     compared.update((name, made[name]) for name in alive)
     return made
+
+
+def _resamples(keys: Sequence[Key], seed: int) -> Resamples:
+    return Resamples.draw(len(keys), seed, groups=[example_id for _, example_id in keys])
 
 
 # --- columns: one number per row ----------------------------------------------------------------------------------
@@ -170,34 +189,20 @@ def speedup(arm: Arm, other: Arm | None) -> Statistic | None:
     return None if other is None else seconds_per_token(other) / seconds_per_token(arm)
 
 
+def tokens_per_second(arm: Arm) -> Statistic:
+    return arm.timed.ratio(tokens, decode_seconds)
+
+
 def fidelity(arm: Arm) -> Statistic:
     return 1.0 - arm.detail.ratio(loss, loss_tokens)
 
 
-def speedup_over_coin(arm: Arm) -> Statistic | None:
-    """Seconds per token that a coin between sd and unread drafting needs at this arm's fidelity, over the arm's own.
-
-    The coin's curve: sd, the coin_mix arms and draft_only (the coin that never falls on sd), joined linearly in
-    (fidelity, seconds per token) (DESIGN section 4, free frontier). None outside of it.
-    """
-    curve = [other for name, other in arm.arms.items() if name in ("sd", "draft_only") or name.startswith("coin_mix@")]
-    if not any(other.name.startswith("coin_mix@") for other in curve) or arm in curve or arm is arm.vanilla:
-        return None
-    curve.sort(key=lambda other: -fidelity(other).value)
-    own = fidelity(arm)
-    for high, low in pairwise(curve):
-        if fidelity(high).value >= own.value >= fidelity(low).value:
-            ends = fidelity(high), fidelity(low), seconds_per_token(high), seconds_per_token(low)
-            value = _on_line(own.value, *(end.value for end in ends))
-            replicates = _on_line(own.replicates, *(end.replicates for end in ends))
-            return Statistic(float(value), replicates) / seconds_per_token(arm)
-    return None
+def shortfall(arm: Arm) -> Statistic | None:
+    return against_vanilla(arm, loss, loss_tokens)
 
 
-def _on_line(at: Array | float, x0: Array | float, x1: Array | float, y0: Array | float, y1: Array | float) -> Array:
-    """y at x of the line through (x0, y0) and (x1, y1); nan where the two have the same x."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(y0 + (np.asarray(x0) - at) / (np.asarray(x0) - x1) * (np.asarray(y1) - y0))
+def quality_delta(arm: Arm) -> Statistic | None:
+    return against_vanilla(arm, quality, has_quality)
 
 
 def request_speedup(arm: Arm) -> Statistic | None:

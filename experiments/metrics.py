@@ -8,41 +8,38 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-import numpy as np
-
 from experiments.comparison import (
     KEYS,
     Arm,
     Number,
     acceptance,
     accepted,
-    against_vanilla,
     compare,
-    decode_seconds,
     escalation_rates,
     fidelity,
     first_token_seconds,
     has_quality,
     length_ratio,
-    loss,
-    loss_tokens,
     one,
     p99,
     per_token,
     quality,
+    quality_delta,
     rank,
     request_seconds,
     request_speedup,
     sequence_match,
     shares,
+    shortfall,
     speedup,
-    speedup_over_coin,
     tie_flips,
     time_shares,
     tokens,
+    tokens_per_second,
 )
+from experiments.frontier import speedup_over_coin
 from experiments.records import Row
-from experiments.statistics import Estimate, Statistic
+from experiments.statistics import Estimate, Statistic, mean
 
 Summary = dict[str, dict[str, float | dict[str, float]]]
 
@@ -80,7 +77,7 @@ class Metric:
 METRICS: tuple[Metric, ...] = (
     Metric(
         "tokens_per_second", "tokens/s", "higher", 0, "Committed tokens over decode seconds.",
-        lambda arm: arm.timed.ratio(tokens, decode_seconds), headline=True,
+        tokens_per_second, headline=True,
     ),
     Metric(
         "speedup", "ratio", "higher", 2, "Vanilla's decode seconds per token over this arm's, on the same prompts.",
@@ -119,8 +116,7 @@ METRICS: tuple[Metric, ...] = (
         fidelity, headline=True,
     ),
     Metric(
-        "shortfall", "share", "lower", 4, "Vanilla's fidelity minus this arm's, paired.",
-        lambda arm: against_vanilla(arm, loss, loss_tokens),
+        "shortfall", "share", "lower", 4, "Vanilla's fidelity minus this arm's, paired.", shortfall,
     ),
     Metric(
         "log_prob_gap", "nats", "lower", 4, "Mean of log max target - log target(token) (temperature 0).",
@@ -146,12 +142,11 @@ METRICS: tuple[Metric, ...] = (
         lambda arm: arm.detail.ratio(lambda row: row.audit_agreement, lambda row: row.audits),
     ),
     Metric(
-        "quality", "score", "higher", 3, "Mean of the task's score.",
+        "quality", "score", "higher", 3, "Mean of the task's main score.",
         lambda arm: arm.detail.ratio(quality, has_quality), headline=True,
     ),
     Metric(
-        "quality_delta", "score", "higher", 3, "Quality minus vanilla's, paired.",
-        lambda arm: against_vanilla(arm, quality, has_quality),
+        "quality_delta", "score", "higher", 3, "Quality minus vanilla's, paired.", quality_delta,
     ),
     Metric(
         "rejection_rate", "share", "lower", 3, "Rejected over judged tokens.",
@@ -302,9 +297,7 @@ def _mean_of(tasks: Sequence[Mapping[str, Number]]) -> dict[str, Number]:
 def _mean_number(numbers: Sequence[Number]) -> Number:
     statistics = [number for number in numbers if isinstance(number, Statistic)]
     if len(statistics) == len(numbers):
-        values, replicates = [one.value for one in statistics], [one.replicates for one in statistics]
-        same = len({one.shape for one in replicates}) == 1
-        return Statistic(float(np.mean(values)), np.mean(replicates, axis=0) if same else np.zeros(0))
+        return mean(statistics)
     plain = [number for number in numbers if isinstance(number, int | float)]
     whole_numbers = all(isinstance(number, int) for number in plain)
     return sum(plain) if whole_numbers else sum(plain) / len(plain)

@@ -1,6 +1,7 @@
 """Tables of several runs: one per task, and the unweighted mean over the tasks. Pure functions of stored rows.
 
 python -m experiments.tables RUN_ID [RUN_ID ...] --name first_light
+python -m experiments.tables RUN_ID [RUN_ID ...] --frontier --settings via_sd=via_sd,r_1,r_0.95
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import frontier_report
+from experiments.comparison import Arm, compare_seeds
 from experiments.config import CHECKOUT
 from experiments.errors import UserError, exit_code, near, one_line
+from experiments.frontier import free_curve
 from experiments.metrics import Summary, in_order, summarize, summarize_tasks
 from experiments.records import Row
 from experiments.report import headline_markdown
 from experiments.store import RunFolder
 
 MEAN = "mean over tasks"
+LAYER_DROP = "The embedded target was trained with layer drop."
 COMPARABLE = ("code_hash", "device", "dtype", "threads", "versions", "pair", "sampling")
 
 
@@ -66,12 +71,9 @@ def static_metrics(run: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def summaries(runs: Sequence[StoredRun]) -> tuple[dict[str, Summary], list[str]]:
     """Summaries by task and, for several tasks, their mean; and the arms. Raises UserError for runs that do not mix."""
     first = runs[0]
-    for run in runs[1:]:
-        mixed = [key for key in COMPARABLE if run.identity[key] != first.identity[key]]
-        if mixed or run.arms != first.arms or run.task in {other.task for other in runs if other is not run}:
-            raise UserError(
-                f"runs on {first.task} and {run.task} are not comparable: they differ in {', '.join(mixed) or 'arms'}"
-            )
+    check_comparable(runs)
+    if len({run.task for run in runs}) < len(runs):
+        raise UserError(f"runs on {', '.join(run.task for run in runs)}: a table takes one run of each task")
     told = {run.task: summarize(run.rows, run.arms, temperature=run.temperature, static=run.static) for run in runs}
     if len(runs) > 1:
         told[MEAN] = summarize_tasks(
@@ -83,21 +85,35 @@ def summaries(runs: Sequence[StoredRun]) -> tuple[dict[str, Summary], list[str]]
     return told, first.arms
 
 
+def check_comparable(runs: Sequence[StoredRun]) -> None:
+    """Raises UserError for runs that do not mix."""
+    first = runs[0]
+    for run in runs[1:]:
+        mixed = [key for key in COMPARABLE if run.identity[key] != first.identity[key]]
+        if mixed or run.arms != first.arms:
+            raise UserError(
+                f"runs on {first.task} and {run.task} are not comparable: they differ in {', '.join(mixed) or 'arms'}"
+            )
+
+
 def markdown(runs: Sequence[StoredRun]) -> str:
     """Headline tables, mean first, and where they were measured."""
     told, arms = summaries(runs)
-    identity = runs[0].identity
     notes = sorted({notice for run in runs for notice in run.notices})
     parts = []
     for name in sorted(told, key=lambda name: name != MEAN):
         parts.append(f"**{name}**\n\n{headline_markdown(told[name], arms)}")
-    versions = ", ".join(f"{name} {number}" for name, number in identity["versions"].items())
-    parts.append(
-        f"Pair {identity['pair']['name']}, temperature {identity['sampling']['temperature']:g}; {identity['device']}, "
-        f"{identity['dtype']}, {identity['threads']} thread(s), {versions}, code {identity['code_hash']}. "
-        "Intervals: 95%, bootstrap over prompts, paired across arms. The embedded target was trained with layer drop."
-    )
+    parts.append(f"{_measured_where(runs)} Intervals: 95%, bootstrap over prompts, paired across arms. {LAYER_DROP}")
     return "\n\n".join([*parts, *(f"Note: {note}." for note in notes)]) + "\n"
+
+
+def _measured_where(runs: Sequence[StoredRun]) -> str:
+    identity = runs[0].identity
+    versions = ", ".join(f"{name} {number}" for name, number in identity["versions"].items())
+    return (
+        f"Pair {identity['pair']['name']}, temperature {identity['sampling']['temperature']:g}; {identity['device']}, "
+        f"{identity['dtype']}, {identity['threads']} thread(s), {versions}, code {identity['code_hash']}."
+    )
 
 
 def write_csv(path: Path, runs: Sequence[StoredRun]) -> None:
@@ -123,16 +139,78 @@ def write(runs: Sequence[StoredRun], folder: Path, name: str) -> list[Path]:
     return paths
 
 
+def places(runs: Sequence[StoredRun]) -> dict[str, list[dict[str, Arm]]]:
+    """The arms of each task, and for several tasks those of all under the mean's name, first.
+
+    Runs of one task under several seeds are one comparison. Raises UserError for runs that do not mix.
+    """
+    check_comparable(runs)
+    by_task: dict[str, list[StoredRun]] = {}
+    for run in runs:
+        by_task.setdefault(run.task, []).append(run)
+    for task, own in by_task.items():
+        if len({run.identity["seed"] for run in own}) < len(own):
+            raise UserError(f"runs on {task}: two have the same seed; accepted: one run of each task and seed")
+    tasks = {
+        task: [compare_seeds([run.rows for run in own], own[0].arms, own[0].temperature, seed=2 * place)]
+        for place, (task, own) in enumerate(by_task.items())
+    }
+    return {MEAN: [arms for own in tasks.values() for arms in own], **tasks} if len(tasks) > 1 else {**tasks}
+
+
+def write_frontier(
+    runs: Sequence[StoredRun], settings: frontier_report.Settings, folder: Path, name: str
+) -> list[Path]:
+    """`name`_frontier.md and `name`_frontier.png. Raises UserError for runs without the arms of a free frontier."""
+    from experiments.frontier_figure import draw  # loads matplotlib, which no other table needs
+
+    found = places(runs)
+    for place in found.values():
+        for arms in place:
+            if "sd" not in arms or len(free_curve(arms)) < 2:
+                raise UserError(
+                    f"arms={', '.join(arms)}: accepted: arms with sd and at least one coin_mix@... for --frontier"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}_frontier.md", folder / f"{name}_frontier.png"]
+    parts = [f"**{title}**\n\n{frontier_report.markdown(place, settings)}" for title, place in found.items()]
+    parts += [f"![fidelity against speed]({paths[1].name})", *frontier_report.NOTES]
+    paths[0].write_text("\n\n".join([*parts, f"{_measured_where(runs)} {LAYER_DROP}"]) + "\n", encoding="utf-8")
+    draw(found, settings, paths[1])
+    return paths
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, list[str]]:
+    """`NAME=ARM,ARM` -> the arms by name. Raises UserError for other texts."""
+    for text in texts:
+        name, _, arms = text.partition("=")
+        if not name or not all(arms.split(",")):
+            raise UserError(f"--settings {text}: accepted: NAME=ARM,ARM,... as in via_sd=via_sd,r_1,r_0.95")
+    return {name: arms.split(",") for name, _, arms in (text.partition("=") for text in texts)}
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", help="run ids, one per task")
+    parser.add_argument("runs", nargs="+", help="run ids, one per task (for --frontier also one per seed)")
     parser.add_argument("--name", default="table", help="name of the files to write")
     parser.add_argument("--results", type=Path, default=CHECKOUT / "results", help="the results folder")
+    parser.add_argument("--frontier", action="store_true", help="instead: the arms against the free frontier")
+    parser.add_argument(
+        "--settings", action="append", default=[], metavar="NAME=ARM,ARM", help="arms that are settings of one method"
+    )
     options = parser.parse_args()
     try:
         runs = [read(RunFolder(options.results, run_id)) for run_id in options.runs]
-        for path in write(runs, options.results / "tables", options.name):
+        folder, settings = options.results / "tables", parse_settings(options.settings)
+        if settings and not options.frontier:
+            raise UserError(f"--settings {options.settings[0]}: accepted together with --frontier")
+        if options.frontier:
+            paths = write_frontier(runs, settings, folder, options.name)
+            print(paths[0].read_text(encoding="utf-8"))
+        else:
+            paths = write(runs, folder, options.name)
+        for path in paths:
             print(path)
     except Exception as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
