@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-import numpy as np
-
 from experiments.probing.agreement import Distance, Sureness, by_position
 from experiments.probing.costs import CostCurve
 from experiments.probing.predict import Replay
 from experiments.probing.setup import ProbeJob
-from experiments.statistics import Resamples, Statistic
+from experiments.statistics import Resamples, Statistic, mean
 
 MEAN = "mean over tasks"
 Key = tuple[str, int]  # arm, tokens per draft
@@ -51,13 +49,6 @@ class Sample:
         """One ratio over another by task, and the mean over the tasks of these."""
         found = {task: one[task] / other[task] for task in self.tasks}
         return {**found, MEAN: mean(list(found.values()))}
-
-
-def mean(tasks: Sequence[Statistic]) -> Statistic:
-    """Unweighted; without an interval where a task has too few prompts for one."""
-    value = float(np.mean([one.value for one in tasks]))
-    same = len({one.replicates.shape for one in tasks}) == 1
-    return Statistic(value, np.mean([one.replicates for one in tasks], axis=0) if same else np.zeros(0))
 
 
 def in_json(numbers: Mapping[str, Statistic]) -> dict[str, Any]:
