@@ -159,6 +159,11 @@ def has_quality(row: Row) -> float:
     return row.quality is not None
 
 
+def at_level(level: int, column: Column) -> Column:
+    """A column of the examples of one difficulty; 0 for the others."""
+    return lambda row: column(row) if row.level == level else 0.0
+
+
 def part(field: str, key: str) -> Column:
     """Entry of a count by name."""
     return lambda row: getattr(row, field).get(key, 0)
@@ -205,6 +210,17 @@ def quality_delta(arm: Arm) -> Statistic | None:
     return against_vanilla(arm, quality, has_quality)
 
 
+def ideal_speedup(arm: Arm) -> Statistic | None:
+    """`speedup` if calls took their isolated costs and nothing else took any time."""
+    if arm.vanilla is None or not any(row.ideal_seconds for row in arm.timed.rows):
+        return None
+    return _ideal_per_token(arm.vanilla) / _ideal_per_token(arm)
+
+
+def _ideal_per_token(arm: Arm) -> Statistic:
+    return arm.timed.ratio(lambda row: row.ideal_seconds or 0.0, tokens)
+
+
 def request_speedup(arm: Arm) -> Statistic | None:
     """`speedup` = `request_speedup` x `length_ratio`."""
     base = arm.vanilla
@@ -233,6 +249,12 @@ def time_shares(arm: Arm) -> dict[str, Number]:
     return {**inside, "other": 1.0 - arm.timed.ratio(whole("reader_seconds"), profiled)}
 
 
+def device_shares(arm: Arm) -> dict[str, Number]:
+    """By reader; empty on a CPU."""
+    keys = _keys(arm.timed, "device_seconds")
+    return {key: arm.timed.ratio(part("device_seconds", key), part("reader_seconds", key)) for key in keys}
+
+
 def escalation_rates(arm: Arm) -> dict[str, Number]:
     """Only of arms that have a gate or were forced."""
     if not any(row.regions or row.escalations for row in arm.detail.rows):
@@ -247,6 +269,17 @@ def acceptance(arm: Arm, among: Literal["judged_at", "drafted_at"]) -> dict[str,
         return {}
     longest = max(len(row.drafted_at) for row in rows)
     return {str(i): arm.detail.ratio(at("accepted_at", i), at(among, i)) for i in range(longest)}
+
+
+def scores(arm: Arm) -> dict[str, Number]:
+    """Mean of every scorer of the task."""
+    return {key: arm.detail.ratio(part("scores", key), has_quality) for key in _keys(arm.detail, "scores")}
+
+
+def quality_by_level(arm: Arm) -> dict[str, Number]:
+    """By difficulty, where the examples have one."""
+    levels = sorted({row.level for row in arm.detail.rows if row.level is not None})
+    return {str(level): arm.detail.ratio(at_level(level, quality), at_level(level, has_quality)) for level in levels}
 
 
 def p99(sample: Sample, field: str) -> float | None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from hydra import compose
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import Field, TypeAdapter
 
 from experiments.entry import results_folder as results_folder  # commands find it here, too
-from experiments.errors import UserError
+from experiments.errors import UserError, config_folders
 from experiments.tasks.base import Task
+from experiments.tracking import Tracking
 from viasd.method import Method
 from viasd.models import Pair
 from viasd.sampling import Sampling
@@ -95,6 +99,7 @@ def build(config: DictConfig) -> Job:
         ("task", Task),
         ("decode", Sampling),
         ("engine", EngineSpec),
+        ("track", Tracking),
     ):
         if not isinstance(made[name], kind):
             raise UserError(f"{name}._target_={config[name].get('_target_')}: not a {kind.__name__}")
@@ -111,16 +116,34 @@ def build(config: DictConfig) -> Job:
 
 
 def make(node: Any, key: str) -> Any:
-    """Instantiate one group. Only classes of this project may be named, so that a yaml cannot run anything else."""
+    """Instantiate one group. Classes of this project may be named, and own dataclasses; nothing else can be run."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise UserError(f"{key}={node!r}: a {key} is chosen by name, as in {key}=NAME")
     for name, target in _targets(node, key):
-        if not target.startswith(TARGET_PREFIXES):
-            raise UserError(f"{name}._target_={target}: accepted: names that begin with {', '.join(TARGET_PREFIXES)}")
+        _check_class(name, target)
     return instantiate(node, _convert_="all")
 
 
+def _check_class(key: str, target: str) -> None:
+    """Nothing but specs can be made: of this project, of the folder of --config-dir, or of the Python path."""
+    sys.path += [str(folder) for folder in config_folders()[1:] if str(folder) not in sys.path]
+    try:
+        own = get_object(target)
+    except Exception as error:
+        raise UserError(
+            f"{key}._target_={target}: cannot be imported ({error}); accepted: classes of viasd, baselines or "
+            "experiments, and of modules in the folder of --config-dir or on the PYTHONPATH"
+        ) from error
+    if not isinstance(own, type) or not is_dataclass(own):
+        raise UserError(
+            f"{key}._target_={target}: accepted: classes of viasd, baselines or experiments, and own classes that are "
+            "dataclasses (decorate them with viasd.spec.spec)"
+        )
+
+
 def _targets(node: Any, key: str) -> list[tuple[str, str]]:
+    if isinstance(node, ListConfig):
+        return [pair for i, one in enumerate(node) for pair in _targets(one, f"{key}.{i}")]
     if not isinstance(node, DictConfig):
         return []
     own = [(key, str(node["_target_"]))] if "_target_" in node else []
@@ -140,8 +163,8 @@ def vary(method: Any, label: str, overrides: str) -> Method:
 
 
 def method_names() -> list[str]:
-    """Names of the yamls in conf/method."""
-    return sorted(path.stem for path in (CHECKOUT / "conf" / "method").glob("*.yaml"))
+    """Names of the yamls in conf/method, and in method/ of what `--config-dir` adds."""
+    return sorted(GlobalHydra.instance().config_loader().get_group_options("method", ObjectType.CONFIG))
 
 
 def compose_method(name: str) -> Method:

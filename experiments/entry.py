@@ -11,7 +11,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, TextIO
 
-from experiments.errors import CONF, INTERRUPTED, exit_code, one_line
+from experiments.errors import CONF, INTERRUPTED, exit_code, one_line, tell
 
 CONFIG_DIR = str(CONF)  # not from experiments.config: a command starts, and fails, before it pays for torch
 
@@ -19,6 +19,16 @@ CONFIG_DIR = str(CONF)  # not from experiments.config: a command starts, and fai
 def results_folder(given: str | Path | None) -> Path:
     """The results folder: as given, else $VIASD_RESULTS, else results/ of this checkout."""
     return Path(given or os.environ.get("VIASD_RESULTS") or CONF.parent / "results").expanduser().resolve()
+
+
+def log_to(path: Path) -> None:
+    """Send what goes wrong with its traceback to this log, and nothing of it to the terminal."""
+    logging.getLogger("experiments").handlers = [logging.FileHandler(path, encoding="utf-8", delay=True)]
+
+
+def log_nowhere() -> None:
+    """Send what goes wrong with its traceback nowhere."""
+    logging.getLogger("experiments").handlers = [logging.NullHandler()]
 
 
 class _OwnLinesOnly:
@@ -39,7 +49,7 @@ def run_command(job: Callable[[], Any], interrupted: str | None = None) -> None:
 
     `interrupted`: what to say after Ctrl-C where a command has nothing to resume.
     """
-    logging.getLogger("experiments").addHandler(logging.NullHandler())
+    log_nowhere()
     logging.getLogger("experiments").propagate = False
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of being printed and swallowed
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -55,5 +65,5 @@ def run_command(job: Callable[[], Any], interrupted: str | None = None) -> None:
         if any(argument.replace(" ", "").lower() == "debug=true" for argument in sys.argv[1:]):
             traceback.print_exc()
         code = exit_code(error)
-        print(f"error: {interrupted if interrupted and code == INTERRUPTED else one_line(error)}", file=sys.stderr)
+        tell(error, interrupted if interrupted and code == INTERRUPTED else one_line(error))
         sys.exit(code)

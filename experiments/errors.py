@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException
@@ -16,6 +18,7 @@ from viasd.models import PairError
 CONF = Path(__file__).resolve().parent.parent / "conf"
 NULL_GROUP = "Config group override must be"  # Hydra's words for task=null
 USER_MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
+_TOLD: list[BaseException] = []
 
 
 class UserError(ValueError):
@@ -24,6 +27,13 @@ class UserError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that ended with more errors than allowed; its rows are stored."""
+
+
+def config_folders() -> list[Path]:
+    """Where yamls are looked for: conf/, and the folder that --config-dir adds on the command line."""
+    typed = [part for argument in sys.argv[1:] for part in argument.split("=", 1)]
+    own = [after for flag, after in pairwise(typed) if flag in ("--config-dir", "-cd")]
+    return [CONF, *(Path(folder).absolute() for folder in own)]
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -74,6 +84,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
+def tell(error: BaseException, line: str) -> None:
+    """Print the one line, unless this error was told before: a job of a sweep tells of itself, and is raised later."""
+    if not any(link in _TOLD for link in _chain(error)):
+        print(f"error: {line}", file=sys.stderr)
+    _TOLD.append(error)
+
+
 def _interrupted(error: BaseException) -> bool:
     """Ctrl-C, also where a library caught it while importing and raised an error of its own."""
     return any(isinstance(link, KeyboardInterrupt) for link in _chain(error))
@@ -101,7 +118,7 @@ def _missing(error: MissingConfigException) -> str:
     if wanted is None:
         return _flat(text)
     group, _, name = wanted[1].rpartition("/")
-    advice = near(name, (path.stem for path in (CONF / group).glob("*.yaml")))
+    advice = near(name, (path.stem for folder in config_folders() for path in (folder / group).glob("*.yaml")))
     if group == "method":
         advice += " (controls such as slim_only are arms: arms=[vanilla,sd,method,slim_only])"
     return f"{group}={name}: not found{advice}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -17,12 +17,23 @@ from typing import Any
 import torch
 
 from experiments.config import CHECKOUT
+from experiments.errors import config_folders
 from experiments.tasks.base import Example
 from viasd.models import Pair
 
 # What decides rows. Reports and tables do not, and the resolved configuration is hashed itself.
-MEASURING = ("arms.py", "fidelity.py", "measure.py", "plan.py", "records.py", "resolve.py", "stopping.py", "tasks")
-LIBRARIES = ("torch", "transformers", "tokenizers")
+MEASURING = (
+    "arms.py",
+    "costs.py",
+    "fidelity.py",
+    "measure.py",
+    "plan.py",
+    "records.py",
+    "resolve.py",
+    "stopping.py",
+    "tasks",
+)
+LIBRARIES = ("torch", "transformers", "tokenizers", "rouge-score", "sacrebleu")  # models and scorers
 
 
 def digest(content: Any, size: int = 8) -> str:
@@ -50,6 +61,21 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 22):
             state.update(block)
     return state.hexdigest()
+
+
+def source_hash(own: type) -> str:
+    """Hash of the sources of a class from outside this project: all modules of its --config-dir, else its package."""
+    file = Path(inspect.getfile(own)).resolve()
+    folder = file.parents[own.__module__.count(".")]
+    files = {file}
+    for place in (folder.resolve() for folder in config_folders()[1:]):
+        if file.is_relative_to(place):
+            folder, files = place, set(place.rglob("*.py"))
+            break
+    else:
+        if "." in own.__module__:
+            files |= set((folder / own.__module__.partition(".")[0]).rglob("*.py"))
+    return digest({str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in sorted(files)})
 
 
 def model_hash(folder: Path) -> str:
@@ -80,8 +106,8 @@ def device_name(device: torch.device) -> str:
 
 
 def versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
-    """Installed versions."""
-    return {name: version(name) for name in names}
+    """Installed versions, with the interpreter's, whose unicode tables and integers hidden tests see."""
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -89,7 +115,6 @@ def provenance(device: torch.device) -> dict[str, Any]:
     content: dict[str, Any] = {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "python": sys.version.split()[0],
         "platform": platform.platform(),
         "device": device_name(device),
         "cores": os.cpu_count(),

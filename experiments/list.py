@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.entry import results_folder, run_command
-from experiments.errors import CONF, UserError, near
+from experiments.errors import UserError, config_folders, near
 
 Entry = tuple[str, ...]  # a name, and what is said of it in one or more columns
 
@@ -22,9 +22,10 @@ SOURCES = Path(__file__).resolve().parent
 FALLBACK = 120  # columns where there is no terminal
 
 
-def yamls(folder: Path) -> list[Entry]:
-    """The yamls of a folder of conf/: name, first comment."""
-    return [(path.stem, first_comment(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.yaml"))]
+def yamls(group: str) -> list[Entry]:
+    """The yamls of a group in conf/ and in what --config-dir adds: name, first comment."""
+    paths = [path for folder in config_folders() for path in sorted((folder / group).glob("*.yaml"))]
+    return [(path.stem, first_comment(path.read_text(encoding="utf-8"))) for path in paths]
 
 
 def first_comment(text: str) -> str:
@@ -65,11 +66,11 @@ def _parsed(name: str) -> ast.Module:
 
 
 GROUPS: dict[str, Callable[[], list[Entry]]] = {
-    "methods": lambda: yamls(CONF / "method"),
-    "pairs": lambda: yamls(CONF / "pair"),
-    "tasks": lambda: yamls(CONF / "task"),
-    "decodes": lambda: yamls(CONF / "decode"),
-    "experiments": lambda: yamls(CONF / "experiment"),
+    "methods": lambda: yamls("method"),
+    "pairs": lambda: yamls("pair"),
+    "tasks": lambda: yamls("task"),
+    "decodes": lambda: yamls("decode"),
+    "experiments": lambda: yamls("experiment"),
     "tables": lambda: tables(results_folder(None)),
     "metrics": metrics,
     "arms": arms,
@@ -106,7 +107,9 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m experiments.list", description="Names and what each of them is.")
     parser.add_argument("group", nargs="?", help=f"{', '.join(GROUPS)}; without it: the names of all groups")
-    group = parser.parse_args().group
+    parser.add_argument("--config-dir", type=Path, help="a folder of own yamls, as for the other commands")
+    options = parser.parse_args()
+    group = options.group
     width = shutil.get_terminal_size((FALLBACK, 24)).columns
     run_command(lambda: print(all_groups(width) if group is None else one_group(group)), interrupted="interrupted")
 

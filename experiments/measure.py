@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from experiments.fidelity import measure_fidelity
-from experiments.records import Row, count_rounds
+from experiments.records import Call, Row, count_rounds, trace_round
 from experiments.stopping import cut_at
 from experiments.tasks.base import Example, Task
-from viasd.decode import Decode, Speculative
+from viasd.decode import Decode, Decoder, Memory, Speculative
 from viasd.engine import Engine
 from viasd.reader import Reader
 from viasd.sampling import SeededDraws
@@ -33,6 +35,12 @@ class Prompt:
     example: Example
     ids: list[int]
     truncated: int = 0  # tokens cut off at the left, because the models read no more
+
+
+class CallPrices(Protocol):
+    """Isolated costs of calls."""
+
+    def seconds(self, arm: str, role: str, fed: int) -> float: ...
 
 
 class Stopwatch:
@@ -61,18 +69,43 @@ class Stopwatch:
 
 @dataclass
 class Profile:
-    """Seconds inside forward calls, by reader."""
+    """Seconds inside forward calls by reader, and the calls of each round.
+
+    `seconds` are this process's, the accelerator synchronized at both ends; `device_seconds` are between two CUDA
+    events around the same call, without what the host does before and after: what is left of a call when its launches
+    cost nothing. Empty on a CPU.
+    """
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
+    device_seconds: dict[str, float] = field(default_factory=dict)
+    rounds: list[list[Call]] = field(default_factory=lambda: [[]])  # the last one is open
 
     @contextmanager
     def watch(self, role: str, fed: int) -> Iterator[None]:
         self._synchronize()
         start = perf_counter()
-        yield
-        self._synchronize()
+        with self._between_events(role):
+            yield
         self.seconds[role] = self.seconds.get(role, 0.0) + perf_counter() - start
+        self.rounds[-1].append((role, fed))
+
+    @contextmanager
+    def _between_events(self, role: str) -> Iterator[None]:
+        """Synchronizes at its end."""
+        if self.device.type != "cuda":
+            yield
+            return
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        yield
+        last.record()
+        self._synchronize()
+        self.device_seconds[role] = self.device_seconds.get(role, 0.0) + first.elapsed_time(last) / 1000
+
+    def end_round(self) -> None:
+        """What is called from now on belongs to the next round."""
+        self.rounds.append([])
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -91,10 +124,17 @@ class Bench:
         decode: Decode,
         seed: int,
         repeats: int,
+        costs: CallPrices | None = None,
     ) -> None:
         self.engine, self.arms, self.task, self.tokenizer = engine, arms, task, tokenizer
-        self.decode, self.seed, self.repeats = decode, seed, repeats
-        self._scores: dict[tuple[str, str], float] = {}
+        self.decode, self.seed, self.repeats, self.costs = decode, seed, repeats, costs
+        self._scores: dict[tuple[str, str], dict[str, float]] = {}
+        # What an arm knew before the example at an index. At first: what it knows when it was just opened.
+        self._memory = {(name, 0): snapshot(decoder) for name, decoder in arms.items()}
+
+    def remember(self, rows: Sequence[Row]) -> None:
+        """Take up what arms with `memory: run` knew after examples that are already measured."""
+        self._memory |= {(row.arm, row.index + 1): row.memory for row in rows}
 
     def warm_up(self, prompt_ids: Sequence[int]) -> None:
         """Let every arm decode a little, twice, before anything is timed."""
@@ -103,6 +143,8 @@ class Bench:
             for decoder in self.arms.values():
                 with suppress(Exception):  # it will fail on the examples too, and leave a row that says why
                     decoder.generate(prompt_ids, short, SeededDraws(self.seed, "warm-up", self.engine.device))
+        gc.collect()
+        gc.freeze()  # what lives by now stays: a later collection need not look at it (0.15 s each)
 
     def measure(self, prompt: Prompt, timed: bool) -> list[Row]:
         """One row per arm. Timed: arms back to back in an order that rotates with the example and the repeat."""
@@ -123,21 +165,28 @@ class Bench:
                     shift = (prompt.index + repeat) % len(names)
                     for name in names[shift:] + names[:shift]:
                         self._guard(rows[name], lambda row: self._time(row, prompt))
-        for name in names:
-            self._guard(rows[name], lambda row: self._detail(row, prompt, timed))
+        with collection_off() if timed else nullcontext():
+            for name in names:
+                self._guard(rows[name], lambda row: self._detail(row, prompt, timed))
         return list(rows.values())
 
     def _guard(self, row: Row, step: Callable[[Row], None]) -> None:
-        """An arm that fails leaves an error row without timings; the other arms go on."""
+        """An arm that fails leaves an error row without timings; the other arms go on.
+
+        Each step begins with what the arm knew before the example; one that fails teaches it nothing.
+        """
         if row.error is not None:
             return
+        known = self._memory[row.arm, row.index]
         try:
+            self.arms[row.arm].restore(copy.deepcopy(known))
             step(row)
         except Exception as error:
             told = ("example_id", "arm", "index", "prompt_tokens", "truncated")
             fresh = Row(**{name: getattr(row, name) for name in told})
             row.__dict__.update(fresh.__dict__)
-            row.error = f"{type(error).__name__}: {error}"
+            row.error, row.memory = describe_error(error), known
+            self._memory[row.arm, row.index + 1] = known
             LOG.exception("example %s, arm %s", row.example_id, row.arm)
 
     def _time(self, row: Row, prompt: Prompt) -> None:
@@ -153,36 +202,101 @@ class Bench:
         """The same generation again with laws and audits recorded, profiled if it was timed; then text and scores."""
         draws = SeededDraws(self.seed, prompt.example.example_id, self.engine.device)
         profile = Profile(self.engine.device)
-        with Stopwatch(self.engine.device) as watch:
+        with self._looking_for_nan() as search, Stopwatch(self.engine.device) as watch:
 
             def event(name: str) -> None:
                 watch(name)
                 if name == "prefilled" and timed:
-                    self.engine.probe.watch = profile.watch
+                    self.engine.probe.watch, search.seconds = profile.watch, 0.0
+                elif name == "round":
+                    profile.end_round()
 
-            try:
-                generation = self.arms[row.arm].generate(prompt.ids, self.decode, draws, detail=True, watch=event)
-            finally:
-                self.engine.probe.watch = None
+            generation = self.arms[row.arm].generate(prompt.ids, self.decode, draws, detail=True, watch=event)
+        row.memory = self._memory[row.arm, row.index + 1] = snapshot(self.arms[row.arm])
         laws = generation.laws
         if timed and generation.token_ids != row.token_ids:
             laws = None  # kernels that are not deterministic: the timed output is the one that is reported
         else:
             count_rounds(row, generation)
         if timed:
-            row.reader_seconds, row.profiled_seconds = profile.seconds, watch.end - watch.prefilled
+            row.reader_seconds = profile.seconds
+            row.profiled_seconds = watch.end - watch.prefilled - search.seconds
+            row.device_seconds = profile.device_seconds
+            row.trace = [trace_round(*pair) for pair in zip(generation.rounds, profile.rounds, strict=False)]
+            row.ideal_seconds = self._ideal_seconds(row.arm, profile)
         row.text = self._text(row.token_ids)
-        row.quality = self._score(prompt.example, row.text)
+        row.level = prompt.example.metadata.get("level")
+        row.scores = self._judge(prompt.example, row.text)
+        row.quality = row.scores[self.task.quality_name]
         measure_fidelity(self.engine, prompt.ids, row, laws, self.decode.sampling)
+
+    @contextmanager
+    def _looking_for_nan(self) -> Iterator[NaNSearch]:
+        """Look at all logits inside. Raises NaNLogits if a reader gave any, also where it led to another error."""
+        probe, search = self.engine.probe, NaNSearch()
+        probe.look = search
+        try:
+            yield search
+        except Exception as error:
+            search.check(error)
+            raise
+        finally:
+            probe.look = probe.watch = None
+        search.check()
+
+    def _ideal_seconds(self, arm: str, profile: Profile) -> float | None:
+        """The calls of a generation at their isolated costs."""
+        if self.costs is None:
+            return None
+        return sum(self.costs.seconds(arm, role, fed) for calls in profile.rounds for role, fed in calls)
 
     def _text(self, ids: Sequence[int]) -> str:
         return cut_at(self.tokenizer.decode(ids, skip_special_tokens=True), self.task.stop_strings)
 
-    def _score(self, example: Example, text: str) -> float:
+    def _judge(self, example: Example, text: str) -> dict[str, float]:
         key = (example.example_id, text)
         if key not in self._scores:  # arms that write the same text have the same score
-            self._scores[key] = float(self.task.score(example, text))
+            self._scores[key] = self.task.scores(example, text)
         return self._scores[key]
+
+
+def snapshot(decoder: Decoder) -> Memory:
+    """What a decoder remembers, as it will be read from a row."""
+    memory: Memory = json.loads(json.dumps(decoder.memory()))
+    return memory
+
+
+class NaNLogits(ArithmeticError):
+    """A model whose rows are not numbers: its output is void."""
+
+
+class NaNSearch:
+    """Looks for NaN in logits; `seconds` are what this took, so that no profile counts them."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._seen: list[tuple[str, torch.Tensor]] = []
+
+    def __call__(self, role: str, logits: torch.Tensor) -> None:
+        start = perf_counter()
+        self._seen.append((role, logits.isnan().any()))  # read at the end: no accelerator waits for it
+        self.seconds += perf_counter() - start
+
+    def check(self, cause: Exception | None = None) -> None:
+        """Raises NaNLogits where there was any."""
+        flawed = [role for role, flag in self._seen if flag]
+        if flawed:
+            raise NaNLogits(f"reader {flawed[0]} gave NaN logits, in {flawed.count(flawed[0])} of its calls") from cause
+
+
+def describe_error(error: Exception) -> str:
+    """What an error row says; where memory ran out, also what to lower."""
+    told = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # for the examples that follow
+        return f"out of memory; lower task.max_new_tokens, or take engine.dtype=bfloat16 or a smaller pair ({told})"
+    return told
 
 
 @contextmanager

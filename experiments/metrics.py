@@ -15,19 +15,23 @@ from experiments.comparison import (
     acceptance,
     accepted,
     compare,
+    device_shares,
     escalation_rates,
     fidelity,
     first_token_seconds,
     has_quality,
+    ideal_speedup,
     length_ratio,
     one,
     p99,
     per_token,
     quality,
+    quality_by_level,
     quality_delta,
     rank,
     request_seconds,
     request_speedup,
+    scores,
     sequence_match,
     shares,
     shortfall,
@@ -93,6 +97,10 @@ METRICS: tuple[Metric, ...] = (
         speedup_over_coin, headline=True,
     ),
     Metric(
+        "ideal_speedup", "ratio", "higher", 2,
+        "Speedup if every call took its isolated cost and nothing else took any time.", ideal_speedup,
+    ),
+    Metric(
         "request_speedup", "ratio", "higher", 2, "Vanilla's decode seconds per answer over this arm's.",
         request_speedup,
     ),
@@ -147,6 +155,13 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "quality_delta", "score", "higher", 3, "Quality minus vanilla's, paired.", quality_delta,
+    ),
+    Metric(
+        "score.<scorer>", "score", "higher", 3, "Mean of each scorer of the task, the main one included.", scores,
+    ),
+    Metric(
+        "quality_at_level.<level>", "score", "higher", 3, "Mean quality of the examples of one difficulty.",
+        quality_by_level,
     ),
     Metric(
         "rejection_rate", "share", "lower", 3, "Rejected over judged tokens.",
@@ -204,6 +219,11 @@ METRICS: tuple[Metric, ...] = (
         "time_share.<reader>", "share", None, 3,
         "Decode time inside a reader's forwards; other: sampling, gates, host reads, commits. They sum to 1.",
         time_shares,
+    ),
+    Metric(
+        "device_share.<reader>", "share", "higher", 3,
+        "Part of a reader's forwards in which the accelerator works, by its own events; the rest is launching.",
+        device_shares,
     ),
     Metric(
         "peak_memory", "bytes", "lower", 0, "Distinct parameters of the arm's readers, caches, device peak above them.",

@@ -11,12 +11,12 @@ import torch
 
 from experiments import identity
 from experiments.arms import Context, check_roles, derive
-from experiments.config import Job
+from experiments.config import TARGET_PREFIXES, Job
 from experiments.errors import UserError
 from experiments.measure import Prompt
 from experiments.resolve import SHARE_PROMPTS, gate_shares, resolve_masks
 from experiments.stopping import StopStrings
-from experiments.store import RunFolder
+from experiments.store import RunFolder, create_folder, read_json, replace_json
 from experiments.tasks.base import Example
 from viasd.decode import Decode
 from viasd.engine import Engine, resolve_device, resolve_dtype
@@ -54,26 +54,25 @@ class Plan:
         return load_engine(self.job, roles, self.longest)
 
 
-def settle(job: Job) -> Plan:
-    """Resolve masks and arms, read the examples, name the run. Loads models only if a random gate needs its shares."""
-    device = resolve_device(job.engine.device)
+class SharesUnknown(Exception):
+    """A random gate needs the gate's shares, which were never measured and may not be measured now."""
+
+
+def settle(job: Job, may_measure: bool = True) -> Plan:
+    """Resolve masks and arms, read the examples, name the run.
+
+    Loads models only if a random gate needs shares that are not stored yet. Raises SharesUnknown where it then may not.
+    """
     check_roles(job.method, job.pair)
     method, notice = resolve_masks(job.method, job.pair)
-    threads = job.engine.thread_count(weights_bytes(job.pair.path("target")))
-    torch.set_num_threads(threads)
+    who = surroundings(job)
+    torch.set_num_threads(who["threads"])
     tokenizer = load_tokenizer(job.pair)
     source = job.task.examples("test")
     everything, skipped = read_prompts(job, source, tokenizer)
     prompts = everything[: job.settings.detail_limit]
     longest = max(len(prompt.ids) for prompt in everything)  # of the whole task, so that memory does not follow limit
-    loaded: list[Engine] = []
-
-    def shares() -> tuple[float, float, float]:
-        problems = job.task.examples("calibration", SHARE_PROMPTS)
-        calibration = [tokenizer(one.prompt).input_ids for one in problems]
-        loaded.append(load_engine(job, method.roles, max(longest, *map(len, calibration))))
-        return gate_shares(method, loaded[0], calibration, decode_settings(job, tokenizer), job.settings.seed)
-
+    shares = GateShares(job, method, tokenizer, longest, who, may_measure)
     told = {notice}
 
     def resolve(arm: Method) -> Method:
@@ -82,32 +81,82 @@ def settle(job: Job) -> Plan:
         return resolved
 
     arms, notices = derive(job.settings.arms, Context(method, job.composed["method"], job.pair, shares, resolve))
-    notices += sorted(text for text in told if text)
-    if skipped:
-        notices.append(f"task {job.task.name}: {skipped} of {len(source)} test prompts are too long and were skipped")
-    if len(everything) < job.settings.detail_limit:
-        notices.append(
-            f"task {job.task.name} has {len(everything)} test examples: limit={job.settings.detail_limit} takes all"
-        )
+    notices += [*sorted(text for text in told if text), *size_notices(job, len(source), len(everything), skipped)]
     content = {
         "arms": {name: describe(arm) for name, arm in arms.items()},
         "order": list(arms),
         "sampling": describe(job.sampling),
         "task": {**describe(job.task), "examples": identity.examples_hash(source)},
-        "pair": {"name": job.pair.name, "models": identity.pair_identity(job.pair)},
         "seed": job.settings.seed,
         "repeats": job.settings.repeats,
-        "device": identity.device_name(device),
-        "dtype": str(resolve_dtype(job.engine.dtype, device)).removeprefix("torch."),
-        "threads": threads,
-        "versions": identity.versions(),
-        "code_hash": identity.code_hash(),
+        **who,
     }
     folder = RunFolder(job.settings.results, identity.digest(content))
     timed = min(job.settings.limit, len(prompts))
-    return Plan(
-        job, method, arms, prompts, timed, folder, content, tokenizer, loaded[0] if loaded else None, notices, longest
-    )
+    return Plan(job, method, arms, prompts, timed, folder, content, tokenizer, shares.engine, notices, longest)
+
+
+def surroundings(job: Job) -> dict[str, Any]:
+    """The part of a run's identity that is not asked for: models, machine, versions, code."""
+    device = resolve_device(job.engine.device)
+    return {
+        "pair": {"name": job.pair.name, "models": identity.pair_identity(job.pair)},
+        "device": identity.device_name(device),
+        "dtype": str(resolve_dtype(job.engine.dtype, device)).removeprefix("torch."),
+        "threads": job.engine.thread_count(weights_bytes(job.pair.path("target"))),
+        "versions": identity.versions(),
+        "code_hash": identity.code_hash(),
+    }
+
+
+def size_notices(job: Job, source: int, usable: int, skipped: int) -> list[str]:
+    """What a reader of the table must know about the number of examples."""
+    notices, name = [], job.task.name
+    if skipped:
+        notices.append(f"task {name}: {skipped} of {source} test prompts are too long and were skipped")
+    if usable < job.settings.detail_limit:
+        notices.append(f"task {name} has {usable} test examples: limit={job.settings.detail_limit} takes all")
+    return notices
+
+
+@dataclasses.dataclass
+class GateShares:
+    """Measures, when asked, how often the method's gate keeps, rewrites and escalates; stored for the next time."""
+
+    job: Job
+    method: Method
+    tokenizer: Any
+    longest: int
+    who: dict[str, Any]
+    may_measure: bool
+    engine: Engine | None = None  # loaded for it, of use to the run
+
+    def __call__(self) -> tuple[float, float, float]:
+        """(keep, rewrite, escalate). Raises SharesUnknown."""
+        job = self.job
+        problems = job.task.in_seen_wording().examples("calibration", SHARE_PROMPTS)
+        calibration = [self.tokenizer(one.prompt).input_ids for one in problems]
+        asked = {
+            **self.who,
+            "method": describe(self.method),
+            "sampling": describe(job.sampling),
+            "max_new_tokens": job.task.max_new_tokens,
+            "stop_strings": job.task.stop_strings,
+            "prompts": calibration,
+            "seed": job.settings.seed,
+        }
+        path = job.settings.results / "settled" / f"gate_{identity.digest(asked)}.json"
+        stored = read_json(path)
+        if stored is None:
+            if not self.may_measure:
+                raise SharesUnknown
+            self.engine = load_engine(job, self.method.roles, max(self.longest, *map(len, calibration)))
+            decode = decode_settings(job, self.tokenizer)
+            stored = {"shares": gate_shares(self.method, self.engine, calibration, decode, job.settings.seed)}
+            create_folder(path.parent, job.settings.results)
+            replace_json(path, stored)
+        keep, rewrite, escalate = stored["shares"]
+        return keep, rewrite, escalate
 
 
 def read_prompts(job: Job, source: Sequence[Example], tokenizer: Any) -> tuple[list[Prompt], int]:
@@ -148,10 +197,13 @@ def read_prompts(job: Job, source: Sequence[Example], tokenizer: Any) -> tuple[l
 
 
 def describe(part: Any) -> Any:
-    """A spec as plain data, with the name of its class: what a yaml would say."""
+    """A spec as plain data, with the name of its class: what a yaml would say. Own classes come with their source."""
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
         fields = {field.name: describe(getattr(part, field.name)) for field in dataclasses.fields(part)}
-        return {"_target_": f"{type(part).__module__}.{type(part).__qualname__}", **fields}
+        own = (
+            {} if type(part).__module__.startswith(TARGET_PREFIXES) else {"_source_": identity.source_hash(type(part))}
+        )
+        return {"_target_": f"{type(part).__module__}.{type(part).__qualname__}", **own, **fields}
     if isinstance(part, Mapping):
         return {key: describe(value) for key, value in part.items()}
     if isinstance(part, list | tuple):

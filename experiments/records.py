@@ -12,6 +12,7 @@ from typing import Any
 from viasd.decode import Generation, Round
 
 SCHEMA_VERSION = 1
+Call = tuple[str, int]  # reader's role, tokens fed
 
 
 @dataclass
@@ -31,13 +32,16 @@ class Row:
     finish_reason: str | None = None
     prompt_tokens: int = 0
     truncated: int = 0  # tokens cut off at the left of the prompt
+    level: int | None = None  # difficulty of the example, where its task has levels
     quality: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)  # by each scorer of the task; quality is one of them
     # timed pass
     decode_seconds: list[float] = field(default_factory=list)
     prefill_seconds: list[float] = field(default_factory=list)
     first_token_seconds: list[float] = field(
         default_factory=list
     )  # prompt given to first committed tokens, prefill included
+    memory: dict[str, Any] = field(default_factory=dict)  # what the arm remembers after this example (`memory: run`)
     # counts
     rounds: int = 0
     drafted: int = 0
@@ -58,7 +62,10 @@ class Row:
     fed: dict[str, int] = field(default_factory=dict)  # tokens fed while decoding, by reader
     # profiled pass
     reader_seconds: dict[str, float] = field(default_factory=dict)  # seconds inside forwards, by reader
+    device_seconds: dict[str, float] = field(default_factory=dict)  # the same between CUDA events; empty on a CPU
     profiled_seconds: float | None = None  # decode seconds of the profiled pass
+    ideal_seconds: float | None = None  # its calls at their isolated costs
+    trace: list[list[Any]] = field(default_factory=list)  # one entry per round, as `trace_round` makes it
     audits: int = 0  # tokens the target had not ruled on and later saw
     audit_agreement: float = 0.0  # sum of min(1, target / law) over them
     # off the clock: one target pass over prompt + output
@@ -98,6 +105,21 @@ def count_rounds(row: Row, generation: Generation) -> None:
     row.calls, row.fed = dict(generation.calls), dict(generation.fed)
     audits = [value for one in rounds for value in one.audits or []]
     row.audits, row.audit_agreement = len(audits), sum(audits)
+
+
+TRACE = ("drafted", "judged", "rejected", "committed", "pending", "tiers", "sources", "escalation", "calls")
+
+
+def trace_round(record: Round, calls: Sequence[Call]) -> list[Any]:
+    """A round in the order of TRACE: tiers and sources as initials, calls as [reader, tokens fed, tokens fed, ...]."""
+    grouped: list[list[Any]] = []
+    for role, fed in calls:
+        if not grouped or grouped[-1][0] != role:
+            grouped.append([role])
+        grouped[-1].append(fed)
+    counts = [record.drafted, record.judged, record.rejected, record.committed, record.pending]
+    initials = ["".join(name[0] for name in names) for names in (record.tiers, record.sources)]
+    return [*counts, *initials, record.escalation, grouped]
 
 
 def by_position(rounds: Sequence[Round]) -> tuple[list[int], list[int], list[int]]:

@@ -26,12 +26,12 @@ def headline_table(
 
     `width` in columns; None: that of the terminal. `notes` become footers, beside those on failed examples.
     """
-    return "\n".join([text_table(_headline(summary, arms), width=width), *_footers(summary, arms, notes)])
+    return "\n".join([text_table(headline_cells(summary, arms), width=width), *_footers(summary, arms, notes)])
 
 
 def headline_markdown(summary: Mapping[str, Numbers], arms: Sequence[str], *, notes: Sequence[str] = ()) -> str:
     """The headline table as Markdown."""
-    header, *rows = [[cell.replace("|", r"\|") for cell in row] for row in _headline(summary, arms)]
+    header, *rows = [[cell.replace("|", r"\|") for cell in row] for row in headline_cells(summary, arms)]
     rule = ["---", *["--:"] * (len(header) - 1)]
     lines = [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
     return "\n".join([*lines, *(f"\n{footer}" for footer in _footers(summary, arms, notes))])
@@ -80,7 +80,9 @@ def _number(metric: Metric, number: float, like: float) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
-def _headline(summary: Mapping[str, Numbers], arms: Sequence[str]) -> Cells:
+def headline_cells(summary: Mapping[str, Numbers], arms: Sequence[str]) -> Cells:
+    """The headline table as cells, header first."""
+
     def plain(name: str) -> Callable[[Numbers], str]:
         return lambda numbers: cell(numbers, name, interval=False)
 

@@ -4,44 +4,72 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import closing, suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.entry import CONFIG_DIR, run_command
-from experiments.errors import RunFailed, one_line
+from experiments.entry import CONFIG_DIR, log_nowhere, log_to, run_command
+from experiments.errors import RunFailed, UserError, one_line, tell
 
 if TYPE_CHECKING:
     from experiments.measure import Prompt
+    from experiments.metrics import Summary
     from experiments.plan import Plan
+    from experiments.preview import Preview
     from experiments.records import Row
+    from experiments.tracking import Tracker
 
+PREVIEWS: list[Preview] = []  # the jobs of this process, where they are only planned
+CALIBRATED = ("pair", "device", "dtype", "threads", "versions", "code_hash")  # what call costs belong to
 FINISHED: list[Plan] = []  # the runs of this process, for what is said of all of them at the end
 
 
 def run_job(config: DictConfig) -> Plan:
     """One run, from configuration to summary. A complete run is only shown again; failed examples are tried again."""
     from experiments.config import build
+    from experiments.logged import LIVE_NOTICE
     from experiments.plan import settle
+    from experiments.store import Busy
 
+    log_nowhere()  # until it is known which run this is
     job = build(config)
     plan = settle(job)
+    stored = (plan.folder.read_run() or {}).get("notices", [])
+    plan.notices += [notice for notice in stored if notice == LIVE_NOTICE]  # it is said of rows that are still there
     print_header(plan)
-    rows = {(row.example_id, row.arm): row for row in plan.folder.read_rows()}
-    retry = sum(row.error is not None for row in rows.values()) > job.settings.max_errors
-    missing = [prompt for prompt in plan.prompts if not _has(plan, rows, prompt, retry)]
-    if missing:
-        plan.folder.create()
-        _measure(plan, missing)
-    else:
-        print("Everything asked for is stored; nothing was measured again.")
-    finish(plan, measured=bool(missing))
+    with closing(job.tracking.open(plan.folder)) as tracker:
+        if missing_prompts(plan):
+            with plan.folder.measuring():
+                _measure(plan, missing_prompts(plan), tracker)  # read again: another process may have been at it
+                finish(plan, show(plan), tracker)
+        else:
+            print("Everything asked for is stored; nothing was measured again.")
+            summary = show(plan)
+            with suppress(Busy), plan.folder.measuring():  # another process may measure more of this run
+                finish(plan, summary, tracker)
+    plan.engine = None  # a sweep keeps the plans
+    check_errors(plan)
     return plan
+
+
+def missing_prompts(plan: Plan) -> list[Prompt]:
+    """The prompts without all their rows. Failed ones count as missing once they are more than allowed.
+
+    For an arm that remembers (`memory: run`), what follows an example whose row is missing or may change is missing.
+    """
+    rows = {(row.example_id, row.arm): row for row in plan.folder.read_rows()}
+    retry = len({row.example_id for row in rows.values() if row.error is not None}) > plan.job.settings.max_errors
+    missing = {prompt.index for prompt in plan.prompts if not _has(plan, rows, prompt, retry)}
+    for arm in {row.arm for row in rows.values() if row.memory}:
+        stored = {row.index for row in rows.values() if row.arm == arm and row.error is None}
+        first = min(missing - stored, default=len(plan.prompts))
+        missing |= {prompt.index for prompt in plan.prompts if prompt.index > first}
+    return [prompt for prompt in plan.prompts if prompt.index in missing]
 
 
 def _has(plan: Plan, rows: dict[tuple[str, str], Row], prompt: Prompt, retry: bool) -> bool:
@@ -51,17 +79,20 @@ def _has(plan: Plan, rows: dict[tuple[str, str], Row], prompt: Prompt, retry: bo
     return all(is_complete(rows.get((prompt.example.example_id, arm)), timed, repeats, retry) for arm in plan.arms)
 
 
-def _measure(plan: Plan, missing: list[Prompt]) -> None:
+def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker) -> None:
     """Measure the missing examples and store each one's rows as soon as they are complete."""
     from tqdm import tqdm
 
     from experiments import identity
+    from experiments.costs import calibrate
     from experiments.measure import Bench, memory
     from experiments.plan import decode_settings
 
     job = plan.job
+    log_to(plan.folder.log_path)
     engine = plan.open_engine()
     decoders = {name: arm.open(engine) for name, arm in plan.arms.items()}
+    costs = calibrate(engine, decoders, {key: plan.identity[key] for key in CALIBRATED}, job.settings.results)
     bench = Bench(
         engine,
         decoders,
@@ -70,6 +101,7 @@ def _measure(plan: Plan, missing: list[Prompt]) -> None:
         decode_settings(job, plan.tokenizer),
         job.settings.seed,
         job.settings.repeats,
+        costs,
     )
     before = plan.folder.read_run() or {}
     record = {
@@ -77,62 +109,86 @@ def _measure(plan: Plan, missing: list[Prompt]) -> None:
         "identity": plan.identity,
         "provenance": [*before.get("provenance", []), identity.provenance(engine.device)],  # one for each start
         "notices": plan.notices,
-        "memory": before.get("memory", {}),
+        "memory": {name: memory(engine, decoder) for name, decoder in decoders.items()},
+        "call_costs": costs.cost_id,
     }
     plan.folder.write_run({"status": "running", **record})
     try:
-        _log_to(plan.folder.log_path)
-        warm = plan.tokenizer(job.task.examples("calibration", 1)[0].prompt).input_ids
+        _start_tracking(plan, tracker, record)
+        bench.remember(plan.folder.read_rows())
+        warm = plan.tokenizer(job.task.in_seen_wording().examples("calibration", 1)[0].prompt).input_ids
         bench.warm_up(warm[: engine.slots // 2])
         with tqdm(
             missing, desc=f"{job.method.name} on {job.task.name}", unit="example", leave=False, disable=None
         ) as bar:
             for prompt in bar:
-                plan.folder.append(bench.measure(prompt, timed=prompt.index < plan.timed))
+                rows = bench.measure(prompt, timed=prompt.index < plan.timed)
+                plan.folder.append(rows)
+                tracker.log_example(rows)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        plan.folder.write_run({"status": status, **record})
+        with suppress(UserError):  # a full disk must not hide why the run ended
+            plan.folder.write_run({"status": status, **record})
         raise
-    record["memory"] = {name: memory(engine, decoder) for name, decoder in decoders.items()}
     plan.folder.write_run({"status": "measured", **record})  # done, or failed, is for the rows to say
 
 
-def _log_to(path: Path) -> None:
-    """Send what goes wrong with its traceback to the run's own log, and nothing of it to the terminal."""
-    log = logging.getLogger("experiments")
-    log.handlers = [logging.FileHandler(path, encoding="utf-8", delay=True)]
+def _start_tracking(plan: Plan, tracker: Tracker, record: dict[str, Any]) -> None:
+    """A tracker that works beside the measurement is told of in run.json before it can disturb anything."""
+    from experiments.logged import LIVE_NOTICE
+
+    if tracker.start(plan.folder.read_rows()):
+        if LIVE_NOTICE not in plan.notices:
+            plan.notices.append(LIVE_NOTICE)  # the record holds the same list
+        plan.folder.write_run({"status": "running", **record})
 
 
-def finish(plan: Plan, measured: bool) -> None:
-    """Summarize the stored rows, print the tables, write summary.json, track, and judge the number of errors."""
+def stored_rows(plan: Plan) -> list[Row]:
+    """The rows that this plan asks for."""
+    from experiments.store import select
+
+    ids = plan.example_ids
+    return select(plan.folder.read_rows(), set(ids), set(ids[: plan.timed]))
+
+
+def show(plan: Plan) -> Summary:
+    """Summarize the stored rows and print the tables."""
     from experiments.metrics import summarize
     from experiments.report import full_table, headline_table
-    from experiments.store import select
     from experiments.tables import static_metrics
 
-    folder, ids = plan.folder, plan.example_ids
-    rows = select(folder.read_rows(), set(ids), set(ids[: plan.timed]))
-    summary = summarize(
-        rows, list(plan.arms), temperature=plan.job.sampling.temperature, static=static_metrics(folder.read_run() or {})
-    )
-    folder.write_summary(summary)
+    static = static_metrics(plan.folder.read_run() or {})
+    summary = summarize(stored_rows(plan), list(plan.arms), temperature=plan.job.sampling.temperature, static=static)
     print(full_table(summary))
     print(headline_table(summary, list(plan.arms)))
     for notice in plan.notices:
         print(f"note: {notice}")
-    if measured:
-        notice = plan.job.tracking.log_run(
-            run_id=folder.run_id, config=plan.job.composed, summary=summary, rows=rows, folder=folder.path
-        )
-        if notice:
-            print(notice)
-    print(f"rows: {folder.rows_path}")
-    failed = [row for row in rows if row.error is not None]
-    status = "failed" if len(failed) > plan.job.settings.max_errors else "done"
+    print(f"rows: {plan.folder.rows_path}")
+    return summary
+
+
+def finish(plan: Plan, summary: Summary, tracker: Tracker) -> None:
+    """Write summary.json, track what was not tracked yet, and say in run.json how the run ended."""
+    folder = plan.folder
+    folder.write_summary(summary)
     run = folder.read_run() or {}
-    if run.get("status") != status:
-        folder.write_run({**run, "status": status})
-    if status == "failed":
+    if "tracked" not in run and (place := tracker.log_run(summary, stored_rows(plan))):
+        print(place)
+        if tracker.complete:
+            run["tracked"] = place
+    folder.write_run({**run, "status": "failed" if failed_examples(plan)[1] else "done"})
+
+
+def failed_examples(plan: Plan) -> tuple[list[Row], bool]:
+    """The first error row of each example that failed, and whether they are more than `max_errors`."""
+    failed = {row.example_id: row for row in reversed(stored_rows(plan)) if row.error is not None}
+    return sorted(failed.values(), key=lambda row: row.index), len(failed) > plan.job.settings.max_errors
+
+
+def check_errors(plan: Plan) -> None:
+    """Raises RunFailed where more examples failed than allowed."""
+    failed, too_many = failed_examples(plan)
+    if too_many:
         raise RunFailed(
             f"{len(failed)} examples failed (max_errors={plan.job.settings.max_errors}), the first in arm "
             f"{failed[0].arm}: {failed[0].error}"
@@ -181,17 +237,36 @@ def _main(config: DictConfig) -> str:
     except Exception as error:
         logging.getLogger("experiments").exception("the run failed")
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep goes on and raises the first of them at its end
-            print(f"error: {config.task.get('name')}: {one_line(error)}", file=sys.stderr)
+            tell(error, f"{config.task.get('name')}: {one_line(error)}")
         raise
 
 
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="config")
+def _preview(config: DictConfig) -> str | None:
+    from experiments.config import build
+    from experiments.preview import preview
+
+    PREVIEWS.append(preview(build(config)))
+    return PREVIEWS[-1].run_id
+
+
 def main() -> None:
-    """Entry point: `experiments.entry.run_command` says how it exits."""
+    """Entry point: `experiments.entry.run_command` says how it exits. `--plan` shows the jobs and measures nothing."""
     FINISHED.clear()
+    PREVIEWS.clear()
+    planning = "--plan" in sys.argv[1:]
+    if planning:
+        sys.argv.remove("--plan")  # Hydra knows no flags of ours
 
     def job() -> None:
-        _main()
-        finish_sweep(FINISHED)
+        if planning:
+            from experiments.preview import show
+
+            _preview()
+            print(show(PREVIEWS))
+        else:
+            _main()
+            finish_sweep(FINISHED)
 
     run_command(job)
 

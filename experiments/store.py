@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
 
 from experiments.errors import UserError
 from experiments.records import SCHEMA_VERSION, Row
+
+
+class Line(Protocol):
+    """What can be appended."""
+
+    def to_json(self) -> str: ...
+
+
+def whole_lines(content: bytes) -> list[str]:
+    """The lines of a JSONL file but for a last one that is not whole yet. Texts may hold other breaks, as U+2028."""
+    return [line.decode("utf-8") for line in content.split(b"\n")[:-1]]
+
+
+class Busy(UserError):
+    """Another process measures the run."""
 
 
 class RunFolder:
     """`results/runs/<run_id>/`. Rows are appended and flushed to disk example by example; files are replaced whole."""
 
     def __init__(self, results: Path, run_id: str) -> None:
-        self.run_id = run_id
+        self.results, self.run_id = results, run_id
         self.path = results / "runs" / run_id
         self.rows_path = self.path / "rows.jsonl"
         self.summary_path = self.path / "summary.json"
@@ -24,7 +42,7 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folder. Raises UserError where that is not allowed."""
-        create_folder(self.path, results=self.path.parent.parent)
+        create_folder(self.path, self.results)
 
     def write_run(self, content: dict[str, Any]) -> None:
         """Write run.json."""
@@ -32,30 +50,80 @@ class RunFolder:
 
     def read_run(self) -> dict[str, Any] | None:
         """run.json, or None when there is none."""
-        return _read(self.path / "run.json")
+        return read_json(self.path / "run.json")
 
     def write_summary(self, arms: dict[str, Any]) -> None:
         """Write summary.json."""
         replace_json(self.summary_path, {"run_id": self.run_id, "arms": arms})
 
-    def append(self, rows: Iterable[Row]) -> None:
-        """Append rows in one write that has reached the disk when this returns."""
-        with self.rows_path.open("a", encoding="utf-8") as file:
-            file.write("".join(row.to_json() + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Be the only process that measures this run; a half-written last line of one that was killed is removed.
+
+        The operating system releases the lock of a process that dies. Raises Busy when another one holds it, and
+        UserError when nothing can be written.
+        """
+        self.create()
+        lock = FileLock(self.path / "lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise Busy(
+                f"run {self.run_id}: another process is measuring it (results_dir={self.results}); accepted: wait for "
+                "it, or stop it: the same command then goes on from what it stored"
+            ) from None
+        except OSError as error:
+            raise self._not_writable(error) from error
+        try:
+            self._repair()
+            yield
+        finally:
+            lock.release()
+
+    def append(self, rows: Iterable[Line]) -> None:
+        """Append rows so that they have reached the disk when this returns, or that none of them is there.
+
+        Raises UserError when they cannot be written (a full disk).
+        """
+        content = "".join(row.to_json() + "\n" for row in rows).encode("utf-8")
+        before = self.rows_path.stat().st_size if self.rows_path.exists() else 0
+        try:
+            with self.rows_path.open("ab") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.rows_path, before)
+            raise self._not_writable(error) from error
 
     def read_rows(self) -> list[Row]:
-        """All stored rows, the last one of each (example, arm). A line cut short by a kill is removed from the file."""
-        if not self.rows_path.exists():
-            return []
-        content = self.rows_path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with self.rows_path.open("r+b") as file:
-                file.truncate(len(whole))
-        rows = [Row.from_json(line) for line in whole.decode("utf-8").splitlines()]
-        return list({(row.example_id, row.arm): row for row in rows}.values())
+        """The stored rows that hold, the last one of each (example, arm); a last line that is not whole is left out.
+
+        Where an example was measured again and its arm remembers something else after it (`memory: run`), the rows
+        of the examples that follow no longer hold: they began with another memory.
+        """
+        content = self.rows_path.read_bytes() if self.rows_path.exists() else b""
+        rows: dict[tuple[str, str], Row] = {}
+        for row in map(Row.from_json, whole_lines(content)):
+            before = rows.get((row.example_id, row.arm))
+            if before is not None and before.memory != row.memory:
+                rows = {key: one for key, one in rows.items() if one.arm != row.arm or one.index <= row.index}
+            rows[row.example_id, row.arm] = row
+        return list(rows.values())
+
+    def _repair(self) -> None:
+        """Remove a last line that a kill cut short."""
+        content = self.rows_path.read_bytes() if self.rows_path.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self.rows_path, whole)
+
+    def _not_writable(self, error: OSError) -> UserError:
+        return UserError(
+            f"results_dir={self.results}: cannot write there ({error.strerror}); what was measured before is stored; "
+            "accepted: a writable folder with room"
+        )
 
 
 def create_folder(path: Path, results: Path) -> None:
@@ -69,16 +137,22 @@ def create_folder(path: Path, results: Path) -> None:
 
 
 def replace_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    beside.replace(path)
+    """Write a JSON file whole or not at all. Raises UserError when it cannot be written (a full disk)."""
+    beside = path.with_suffix(f".{os.getpid()}.tmp")  # two processes may write the same file
+    try:
+        beside.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot write it ({error.strerror}); accepted: a writable folder with room") from error
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON file, or None when there is none."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return content
 

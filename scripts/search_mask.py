@@ -1,9 +1,10 @@
-"""Choose which layers a slim view skips: random search for agreement with the target on training prompts.
+"""Choose which layers a slim view skips: random search for agreement with the target on calibration prompts.
 
     python scripts/search_mask.py --pair reference --ratio 0.45 --out viasd/reference/masks/skip_45.json
 
 Each mask is scored by the share of tokens, of the target's own greedy outputs, on which the view's argmax is the
-target's (teacher-forced, one uncached pass). Masks are drawn without repetition; held-out prompts are never read.
+target's (teacher-forced, one uncached pass). Even spacing is the first mask, the others are drawn without repetition;
+test prompts are never read.
 """
 
 from __future__ import annotations
@@ -31,12 +32,17 @@ from viasd.models import even_mask, layer_count, load_tokenizer, skipped_count, 
 from viasd.sampling import Sampling, SeededDraws
 from viasd.verification import RuleVerifier
 
+TASKS = "reasoning,qa,coding,summarization,translation"
+
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", default="reference", help="name of a yaml in conf/pair")
-    parser.add_argument("--tasks", default="reasoning,coding,summarization", help="names of yamls in conf/task")
-    parser.add_argument("--prompts", type=int, default=20, help="training prompts of each task")
+    parser.add_argument("--tasks", default=TASKS, help="names of yamls in conf/task")
+    parser.add_argument("--prompts", type=int, default=20, help="prompts of each task")
+    parser.add_argument(
+        "--split", choices=("calibration", "train"), default="calibration", help="where prompts are from"
+    )
     parser.add_argument("--ratio", type=float, default=0.45, help="share of layers to skip")
     parser.add_argument("--trials", type=int, default=100, help="masks to score")
     parser.add_argument("--seed", type=int, default=0)
@@ -56,27 +62,34 @@ def main() -> None:
     prompts = [
         (tokenizer(example.prompt).input_ids, task.max_new_tokens)
         for task in tasks
-        for example in task.examples("train", options.prompts)
+        for example in task.examples(options.split, options.prompts)
     ]
     slots = max(len(ids) + budget for ids, budget in prompts)
     engine = Engine.load(pair, ["target"], "auto", "auto", slots)
     texts = continuations(engine, prompts, tokenizer.eos_token_id)
     layers = layer_count(engine.model("target"))
-    trials = []
-    for kept in tqdm(candidates(layers, options.ratio, options.trials, options.seed), desc="masks", unit="mask"):
-        trials.append({"kept": kept, "agreement": agreement(engine, kept, texts)})
-    trials.sort(key=lambda trial: -trial["agreement"])
     even = even_mask(layers, options.ratio)
+    drawn = candidates(layers, options.ratio, options.trials, options.seed)
+    trials = []
+    for kept in tqdm([even, *(kept for kept in drawn if kept != even)][: options.trials], desc="masks", unit="mask"):
+        trials.append({"kept": kept, "agreement": agreement(engine, kept, texts)})
+    even_agreement = trials[0]["agreement"]
+    trials.sort(key=lambda trial: -trial["agreement"])
     result = {
         "kept": trials[0]["kept"],
         "agreement": trials[0]["agreement"],
-        "even_agreement": agreement(engine, even, texts),
+        "even_agreement": even_agreement,
         "median_agreement": trials[len(trials) // 2]["agreement"],
-        "objective": "argmax agreement with the target, teacher-forced on its greedy outputs of training prompts",
+        "objective": "argmax agreement with the target, teacher-forced on its greedy outputs",
         "skip_ratio": options.ratio,
         "layers": layers,
         "target_hash": model_hash(pair.path("target")),
-        "prompts": {"tasks": options.tasks, "each": options.prompts, "hash": digest([ids for ids, _ in prompts])},
+        "prompts": {
+            "tasks": options.tasks,
+            "split": options.split,
+            "each": options.prompts,
+            "hash": digest([ids for ids, _ in prompts]),
+        },
         "tokens": sum(len(output) for _, output in texts),
         "trials": len(trials),
         "seed": options.seed,

@@ -186,9 +186,11 @@ def enumerate_paths(
     """Every path of the real decode loop with its probability: depth first, each replayed from the start."""
     decoder = method.open(TableReaders(tables))  # type: ignore[arg-type]
     decode = Decode(sampling, max_new_tokens)
+    known = decoder.memory()
     script: list[int] | None = []
     while script is not None:
         draws = draws_class(script)
+        decoder.restore(known)
         yield decoder.generate(PROMPT, decode, draws, detail=detail), draws.weight
         script = _next_script(draws)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import call
 
 from experiments.compare import main
 from experiments.differences import COUNTS, compare_rows, flatten, numbers, unequal
@@ -61,16 +61,7 @@ def store(results: Path, run_id: str, content: Sequence[Row], **identity: Any) -
 
 def run(capsys: pytest.CaptureFixture[str], results: Path, *typed: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of one call."""
-    code = 0
-    arguments, sys.argv = sys.argv, ["experiments.compare", f"--results={results}", *typed]
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = arguments
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    return call(capsys, main, f"--results={results}", *typed)
 
 
 def cells(out: str, arm: str) -> list[str]:

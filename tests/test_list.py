@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import call
 
 from experiments import arms as arms_module
 from experiments.errors import CONF
@@ -16,16 +17,7 @@ from experiments.metrics import METRICS
 
 def run(capsys: pytest.CaptureFixture[str], *typed: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of one call."""
-    code = 0
-    arguments, sys.argv = sys.argv, ["experiments.list", *typed]
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = arguments
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    return call(capsys, main, *typed)
 
 
 def test_metrics_are_those_of_the_registry() -> None:

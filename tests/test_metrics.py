@@ -268,3 +268,14 @@ def test_speedup_over_coin_by_hand() -> None:
     summary = summarize(rows, [one.arm for one in rows], temperature=0)
     assert summary["via_sd"]["speedup_over_coin"] == pytest.approx(8 / 5)
     assert all("speedup_over_coin" not in summary[arm] for arm in ("vanilla", "sd", "coin_mix@0.5", "odd"))
+
+
+def test_device_share_is_of_the_rows_that_have_an_accelerators_clock() -> None:
+    rows = by_hand()
+    for row in rows:
+        if row.arm == "sd":
+            row.reader_seconds, row.device_seconds = {"draft": 0.4, "target": 0.2}, {"draft": 0.1, "target": 0.1}
+    summary = summarize(rows, ARMS, temperature=0.0)
+    assert number(summary, "sd", "device_share.draft") == pytest.approx(0.25)
+    assert number(summary, "sd", "device_share.target") == pytest.approx(0.5)
+    assert not any(name.startswith("device_share") for name in summary["vanilla"])

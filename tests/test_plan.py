@@ -25,8 +25,8 @@ def _hydra() -> Iterator[None]:
 
 def job(room: int, too_long: str) -> Job:
     """A job whose prompts may have `room` tokens."""
-    overrides = ["test_size=30", f"max_new_tokens={CONTEXT - room}", f"too_long={too_long}"]
-    return build(compose("config", ["task=reasoning", *(f"task.{override}" for override in overrides)]))
+    overrides = ["task=qa", "task.test_size=30", f"task.max_new_tokens={CONTEXT - room}", f"task.too_long={too_long}"]
+    return build(compose("config", overrides))
 
 
 def read(room: int, too_long: str) -> tuple[list[list[int]], list[Prompt], int]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import call
 from conftest import VOCABULARY, ModelFactory
 from doubles import PROMPT, Outcome, TableReaders, Tables
 from test_models import TOKENS, save_tokenizer
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from experiments.arms import vanilla
 from experiments.config import EngineSpec
+from experiments.costs import Cost, CostCurve
 from experiments.probe import main
 from experiments.probing.agreement import Forced, Sureness, by_position, compare, force, sureness
-from experiments.probing.costs import Cost, CostCurve
 from experiments.probing.predict import Replay, predicted_methods, replay
 from experiments.probing.setup import ProbeJob, ProbeSettings, Prompt, View
 from experiments.probing.summary import MEAN
@@ -198,16 +198,7 @@ SMALL = [
 
 def run(capsys: pytest.CaptureFixture[str], results: Path, *overrides: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of one call."""
-    code = 0
-    arguments, sys.argv = sys.argv, ["experiments.probe", *SMALL, f"results_dir={results}", *overrides]
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = arguments
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    return call(capsys, main, *SMALL, f"results_dir={results}", *overrides)
 
 
 def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -224,28 +224,39 @@ class State:
         return len(tokens)
 
 
-class Drafter(Protocol):
-    """Proposes tokens. `begin` resets what was learned from the last request; in `observe` adaptive parts learn."""
+Memory = dict[str, Any]  # plain JSON: numbers, strings, lists, dicts
+
+
+class Remembering(Protocol):
+    """What drafters, stop rules and verifiers have in common.
+
+    `begin` announces a request: a part forgets what it learned, unless it is configured to remember for the whole run
+    (`memory: run`). In `observe` adaptive parts learn. `memory` is what is remembered between requests, {} where
+    nothing is; `restore` puts it back.
+    """
 
     def begin(self, state: State) -> None: ...
-    def propose(self, state: State, limit: int) -> Draft: ...
     def observe(self, state: State, draft: Draft, verdict: Verdict) -> None: ...
+    def memory(self) -> Memory: ...
+    def restore(self, memory: Memory) -> None: ...
 
 
-class StopRule(Protocol):
+class Drafter(Remembering, Protocol):
+    """Proposes tokens."""
+
+    def propose(self, state: State, limit: int) -> Draft: ...
+
+
+class StopRule(Remembering, Protocol):
     """Says before a block how many tokens may be drafted."""
 
-    def begin(self, state: State) -> None: ...
     def limit(self, state: State) -> int: ...
-    def observe(self, state: State, draft: Draft, verdict: Verdict) -> None: ...
 
 
-class Verifier(Protocol):
+class Verifier(Remembering, Protocol):
     """Rules on drafts."""
 
-    def begin(self, state: State) -> None: ...
     def judge(self, state: State, draft: Draft) -> Verdict: ...
-    def observe(self, state: State, draft: Draft, verdict: Verdict) -> None: ...
 
 
 class Decoder(Protocol):
@@ -256,6 +267,8 @@ class Decoder(Protocol):
     def generate(
         self, prompt_ids: Sequence[int], decode: Decode, draws: Draws, detail: bool = False, watch: Watch | None = None
     ) -> Generation: ...
+    def memory(self) -> Memory: ...
+    def restore(self, memory: Memory) -> None: ...
 
 
 Watch = Callable[[str], None]  # called with "prefilled" once and "round" after each round
@@ -270,6 +283,13 @@ class Part:
     def observe(self, state: State, draft: Draft, verdict: Verdict) -> None:
         """A round was committed."""
 
+    def memory(self) -> Memory:
+        """Nothing outlives a request."""
+        return {}
+
+    def restore(self, memory: Memory) -> None:
+        """Nothing to put back."""
+
 
 class Speculative:
     """Runs rounds of draft, verdict and commit until the output ends."""
@@ -279,6 +299,19 @@ class Speculative:
     ) -> None:
         self.drafter, self.stop, self.verifier, self.readers, self.lossless = drafter, stop, verifier, readers, lossless
 
+    @property
+    def _parts(self) -> dict[str, Remembering]:
+        return {"drafter": self.drafter, "stop": self.stop, "verifier": self.verifier}
+
+    def memory(self) -> Memory:
+        """What the parts remember between requests, by part; {} where none does."""
+        return {name: memory for name, part in self._parts.items() if (memory := part.memory())}
+
+    def restore(self, memory: Memory) -> None:
+        """Put back what `memory` gave."""
+        for name, part in self._parts.items():
+            part.restore(memory.get(name, {}))
+
     def begin(self, prompt_ids: Sequence[int], decode: Decode, draws: Draws, detail: bool = False) -> State:
         """Reset all parts and let every reader read the prompt but its last token (DESIGN section 4, prefill)."""
         state = State(prompt_ids, decode, draws, self.readers, detail)
@@ -287,7 +320,7 @@ class Speculative:
         for reader in self.readers.opened():
             if reader.read < len(prompt_ids) - 1:  # a view on a shared cache finds the target's keys there
                 reader.feed(state.ids, len(prompt_ids) - 1, last=0)
-        for part in (self.drafter, self.stop, self.verifier):
+        for part in self._parts.values():
             part.begin(state)
         return state
 
@@ -296,7 +329,7 @@ class Speculative:
         draft = self.drafter.propose(state, max(0, min(self.stop.limit(state), state.remaining)))
         verdict = self.verifier.judge(state, draft)
         record = state.commit(draft, verdict)
-        for part in (self.drafter, self.stop, self.verifier):
+        for part in self._parts.values():
             part.observe(state, draft, verdict)
         return record
 

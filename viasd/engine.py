@@ -95,6 +95,11 @@ class Engine:
             self._views[key] = make_view(self.models["target"], list(key))
         return self._views[key]
 
+    @property
+    def views(self) -> dict[tuple[int, ...], Any]:
+        """The views made so far, by the layers they keep."""
+        return dict(self._views)
+
     def model(self, role: str) -> Any:
         """The model of a role. Raises PairError for a role the pair lacks."""
         if role not in self.models:

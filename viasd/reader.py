@@ -19,9 +19,13 @@ Watch = Callable[[str, int], AbstractContextManager[Any]]
 
 @dataclass
 class Probe:
-    """Where a profiler hooks in: `watch(role, fed tokens)` wraps every forward while it is set."""
+    """Where an observer hooks in: while set, `watch(role, fed tokens)` wraps every forward.
+
+    `look(role, logits)` comes after it, outside of what `watch` wraps.
+    """
 
     watch: Watch | None = None
+    look: Callable[[str, Tensor], None] | None = None
 
 
 class Reader:
@@ -74,6 +78,8 @@ class Reader:
         else:
             with self._probe.watch(self.role, stop - start):
                 logits = self._forward(ids, start, stop, last)
+        if self._probe.look is not None:
+            self._probe.look(self.role, logits)
         self._read = stop
         self.calls += 1
         self.fed += stop - start

@@ -9,7 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from experiments.probing.setup import ProbeJob, Prompt, open_slim
+from experiments.costs import open_slim
+from experiments.probing.setup import ProbeJob, Prompt
 from viasd.decode import Speculative
 from viasd.engine import Engine
 from viasd.reader import Reader

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from experiments.arms import lossless, vanilla
+from experiments.costs import CostCurve
 from experiments.probing.agreement import Forced
-from experiments.probing.costs import CostCurve
 from experiments.probing.setup import ProbeJob
 from viasd.decode import Decode, RowReader, Speculative
 from viasd.drafting import FixedLength

@@ -18,10 +18,8 @@ from experiments.stopping import StopStrings
 from experiments.tasks.base import Task
 from viasd.decode import Decode
 from viasd.drafting import DraftModel
-from viasd.engine import Engine
 from viasd.method import Method
 from viasd.models import Pair, context_length, even_mask, read_mask
-from viasd.reader import Reader
 from viasd.sampling import Sampling
 from viasd.spec import spec
 from viasd.verification import Hierarchical
@@ -187,10 +185,3 @@ def read_prompts(job: ProbeJob, tokenizer: Any) -> list[Prompt]:
                 )
             prompts.append(Prompt(name, ids, decode))
     return prompts
-
-
-def open_slim(engine: Engine, kept: list[int], target: Reader) -> Reader:
-    """A slim view on the target's cache, as methods open it; any number of them, which one decoder cannot have."""
-    view = engine.view(kept)
-    masks = engine.masks(view)
-    return Reader("slim", view, engine.cache("target"), masks, engine.vocabulary, engine.probe, stronger=target)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
+from experiments.costs import CostCurve
 from experiments.probing.agreement import Distance, Sureness, by_position
-from experiments.probing.costs import CostCurve
 from experiments.probing.predict import Replay
 from experiments.probing.setup import ProbeJob
 from experiments.statistics import Resamples, Statistic, mean

@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from experiments import identity
 from experiments.arms import vanilla
+from experiments.costs import WARM_UPS, CostCurve
 from experiments.errors import UserError
 from experiments.plan import WORTH_A_BAR, describe
 from experiments.probing.agreement import force
-from experiments.probing.costs import WARM_UPS, CostCurve, measure_costs
+from experiments.probing.costs import measure_costs
 from experiments.probing.predict import predicted_methods, replay
 from experiments.probing.setup import ProbeJob, Prompt, read_prompts
 from experiments.probing.summary import (

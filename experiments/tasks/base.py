@@ -1,14 +1,14 @@
-"""What a task is: seeded problems in three disjoint splits, and a scorer."""
+"""What a task is: seeded problems of some difficulty in three disjoint splits, and a scorer."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as spec
@@ -18,6 +18,10 @@ Split = Literal["train", "calibration", "test"]
 SPLITS: tuple[Split, ...] = ("train", "calibration", "test")
 HELD_OUT_PERCENT = 6  # of all problems, for each of calibration and test
 DRAWS_WITHOUT_NEWS = 20_000  # a family that finds nothing new for so long is exhausted
+LEVELS = (1, 2, 3)
+UNSEEN_EVERY = 5  # every fifth template and every fifth name is for test problems alone
+FREE_WEIGHTS = (4, 3, 2)  # of equally good wordings: near ties, yet with a favorite that a model can learn
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,47 @@ class Problem:
     metadata: dict[str, Any]
 
 
+class Author(random.Random):
+    """The source of one family's problems: randomness, the level asked for, and which templates and names may be used.
+
+    A pool that every problem must be understood through (templates of the prompt, names of people and things) is read
+    with `template`, `entity` or `entities`: its items number 4, 9, 14, ... are never used before the test, so it needs
+    five items or more. What needs no understanding (which operation, which numbers) is read with `choice`.
+    """
+
+    def __init__(self, seed: str, level: int | None = None, unseen: bool = False) -> None:
+        super().__init__(seed)
+        self._level, self._unseen = level, unseen
+
+    def level(self) -> int:
+        """The level asked for, or any one."""
+        return self._level or self.choice(LEVELS)
+
+    def template(self, pool: Sequence[T]) -> T:
+        """One way of saying something in a prompt."""
+        return self.choice(self._allowed(pool))
+
+    def entity(self, pool: Sequence[T]) -> T:
+        """One name of a person, place or thing."""
+        return self.choice(self._allowed(pool))
+
+    def entities(self, pool: Sequence[T], count: int) -> list[T]:
+        """Distinct names."""
+        return self.sample(self._allowed(pool), count)
+
+    def wording(self, ways: Sequence[T]) -> T:
+        """One of two or three equally good ways of saying something in a completion; nothing tells which one is next.
+
+        So a draft model that differs from the target here does no harm, and a verifier can tell this from an error.
+        """
+        return self.choices(ways, FREE_WEIGHTS[: len(ways)])[0]
+
+    def _allowed(self, pool: Sequence[T]) -> Sequence[T]:
+        """The part of a pool that is for the test alone, or the rest of it."""
+        assert len(pool) >= UNSEEN_EVERY, pool
+        return [item for i, item in enumerate(pool) if (i % UNSEEN_EVERY == UNSEEN_EVERY - 1) == self._unseen]
+
+
 def stable_hash(*parts: object) -> str:
     """Return 16 hex digits that depend on the parts only (never on the process or the machine)."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -58,8 +103,10 @@ class Task(ABC):
     """A family of problems.
 
     Fields: `seed` >= 0 orders and selects the problems; `test_size` >= 1 and `calibration_size` >= 1 are the default
-    sizes of the held-out splits; `max_new_tokens` >= 1 bounds an answer; `too_long` says what becomes of a prompt that
-    leaves no room for one in the models' context; `stop_strings` end an answer (may be empty).
+    sizes of the held-out splits; `level` 1 to 3 is their difficulty (None: all levels, mixed); `wording` says whether
+    they are told by templates and names that the training problems use (`seen`), or only by others (`unseen`, split
+    `test` alone); `max_new_tokens` >= 1 bounds an answer; `too_long` says what becomes of a prompt that leaves no room
+    for one in the models' context; `stop_strings` end an answer (may be empty).
     """
 
     quality_name: ClassVar[str] = ""
@@ -68,26 +115,39 @@ class Task(ABC):
     seed: int = Field(default=0, ge=0)
     test_size: int = Field(default=400, ge=1)
     calibration_size: int = Field(default=200, ge=1)
+    level: int | None = Field(default=None, ge=min(LEVELS), le=max(LEVELS))
+    wording: Literal["seen", "unseen"] = "seen"
     max_new_tokens: int = Field(default=128, ge=1)
     too_long: Literal["error", "truncate_left", "skip"] = "error"
     stop_strings: tuple[str, ...] = ()
 
     @abstractmethod
-    def draw(self, rng: random.Random) -> Problem:
-        """Draw one problem; all of its randomness comes from `rng`."""
+    def draw(self, author: Author) -> Problem:
+        """Draw one problem; all of its randomness comes from `author`, and its metadata name its `level`."""
 
     @abstractmethod
+    def scores(self, example: Example, text: str) -> dict[str, float]:
+        """Judge a completion by every scorer of the family: 0 is useless, 1 is right; `quality_name` is among them."""
+
     def score(self, example: Example, text: str) -> float:
-        """Judge a completion: 0 is useless, 1 is right."""
+        """The quality of a completion: its score by `quality_name`."""
+        return self.scores(example, text)[self.quality_name]
 
     def stream(self, split: Split) -> Iterator[Example]:
-        """Yield the distinct problems of a split in their seeded order, until the family is exhausted."""
+        """Yield the distinct problems of a split in their seeded order, until the family is exhausted.
+
+        Raises:
+            ValueError: unseen wording of another split than the test.
+        """
+        unseen = self.wording == "unseen"
+        if unseen and split != "test":
+            raise ValueError(f"wording='unseen' has no split={split!r}: its templates and names are for split='test'")
         family = type(self).__name__
-        rng = random.Random(f"{family}:{self.seed}:{split}")
+        author = Author(f"{family}:{self.seed}:{split}:{self.level}:{self.wording}", self.level, unseen)
         seen: set[str] = set()
         idle = 0
         while idle < DRAWS_WITHOUT_NEWS:
-            problem = self.draw(rng)
+            problem = self.draw(author)
             idle += 1
             if split_of(family, problem.content) != split:
                 continue
@@ -97,6 +157,10 @@ class Task(ABC):
             seen.add(example_id)
             idle = 0
             yield Example(example_id, problem.prompt, problem.reference, problem.metadata)
+
+    def in_seen_wording(self) -> Self:
+        """The same task told as in training: what is settled before a test is settled with it."""
+        return replace(self, wording="seen")
 
     def examples(self, split: Split, count: int | None = None) -> list[Example]:
         """Return the first `count` problems of a split; a smaller count is a prefix of a larger one.
@@ -126,7 +190,8 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# Few and short words, shared by the families: the tokenizer of the reference pair makes each of them one token.
+# Few and short words, shared by the families: the tokenizer of the reference pair makes each of those seen in training
+# one token where a space comes before it, and several tokens of the others.
 NAMES = words(
     """
     Ada Alan Amy Anna Ben Bob Carl Cora Dan Dora Ed Ella Emma Eric Eva Finn Fred Gina Hans Hugo Ida Igor Ivan Jack

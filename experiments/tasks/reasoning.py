@@ -1,182 +1,195 @@
-"""Arithmetic word problems of two to four steps, with the working written out."""
+"""Arithmetic word problems of two to four computed steps, with the working written out."""
 
 from __future__ import annotations
 
-import random
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as spec
 
-from experiments.tasks.base import ITEMS, NAMES, Example, Name, Problem, Task
+from experiments.tasks import reasoning_wording as say
+from experiments.tasks.base import ITEMS, NAMES, Author, Example, Name, Problem, Task
 
-LARGEST = 999  # no intermediate result exceeds this
-ANSWER = re.compile(r"[Tt]he answer is (-?\d+)")
+ANSWER = re.compile(r"answer is (-?\d+)(?![\d/]|[.,]\d)")  # not the start of 14.5, 14/2 or 14,000
+EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
+ASIDE_SHARE = 0.5  # of the problems of level 3
 
 
 @dataclass(frozen=True)
-class Step:
-    """One operation: how the story tells it and what the working calls it."""
+class Limits:
+    """How large the numbers of a level are.
 
-    sign: str
-    sentences: tuple[str, ...]
-    label: str
+    An event changes a number by up to `amount`; a product takes up to `multiplied` several times; in a comparison the
+    first has up to `owned`, another up to `more` than the one before; no result is larger than `largest`.
+    """
 
-
-GAINS = (
-    Step("+", ("{other} gives {who} {n} more.", "{who} gets {n} from {other}."), "Gift"),
-    Step("+", ("{who} buys {n} more.", "{who} buys another {n} at the shop."), "Bought"),
-    Step("+", ("{who} finds {n} in a drawer.", "Then {who} finds {n} more."), "Found"),
-    Step("+", ("{who} wins {n} in a game.", "After that {who} wins {n}."), "Won"),
-)
-LOSSES = (
-    Step("-", ("{who} gives {n} to {other}.", "{other} takes {n} of them."), "Given"),
-    Step("-", ("{who} loses {n}.", "On the way {who} loses {n} of them."), "Lost"),
-    Step("-", ("{who} sells {n}.", "Then {who} sells {n} at the market."), "Sold"),
-    Step("-", ("{n} of them break.", "Sadly {n} are broken."), "Broken"),
-)
-TIMES = (
-    Step("*", ("Then the number grows {n} times as large.", "{who} now makes it {n} times as many."), "Grown"),
-    Step("*", ("{n} friends each bring as many as {who} has, and {who} keeps only theirs.",), "Friends"),
-)
-SHARES = (
-    Step("/", ("{who} puts them into {n} equal piles and keeps one pile.", "{n} friends share them equally."), "Share"),
-)
-LAST_QUESTIONS = (
-    "How many {item} does {who} have now?",
-    "How many {item} are there in the end?",
-    "What is the final number of {item}?",
-)
-COMPARE_QUESTIONS = ("How many {item} do they have together?", "How many {item} is that in all?")
+    amount: int
+    multiplied: int
+    owned: int
+    more: int
+    largest: int
 
 
-def apply(value: int, sign: str, operand: int) -> int:
-    """Compute one step exactly; division is only drawn where it leaves no remainder."""
-    results = {"+": value + operand, "-": value - operand, "*": value * operand}
-    return value // operand if sign == "/" else results[sign]
+LIMITS = {1: Limits(60, 12, 60, 60, 199), 2: Limits(150, 30, 130, 75, 499), 3: Limits(250, 45, 199, 125, 999)}
 
 
-def draw_step(rng: random.Random, value: int) -> tuple[Step, int]:
-    """Draw an operation that keeps the running value between 2 and LARGEST."""
-    divisors = [n for n in range(2, 10) if value % n == 0 and value // n >= 2]
-    largest_factor = min(9, LARGEST // value)
-    kinds = ["-"] * 3 + ["+"] * 3 * (value <= LARGEST - 300)
-    kinds += ["*"] * 2 * (largest_factor >= 2) + ["/"] * 2 * bool(divisors)
-    kind = rng.choice(kinds)
-    if kind == "/":
-        return rng.choice(SHARES), rng.choice(divisors)
-    if kind == "*":
-        return rng.choice(TIMES), rng.randint(2, largest_factor)
-    if kind == "-" and value > 4:
-        return rng.choice(LOSSES), rng.randint(2, min(value - 2, 300))
-    return rng.choice(GAINS), rng.randint(2, 300)
+@dataclass(frozen=True)
+class Story:
+    """What is told, asked and worked out, before it is put into a format."""
+
+    content: tuple[Any, ...]
+    facts: list[str]
+    ask: str
+    working: list[str]
+    answer: int
+    unit: str
 
 
-def draw_chain(rng: random.Random) -> Problem:
-    """One owner, two to four events in a row."""
-    who, other = rng.sample(NAMES, 2)
-    item = rng.choice(ITEMS)
-    if rng.random() < 0.4:
-        groups, each = rng.randint(2, 9), rng.randint(12, 80)
-        value = groups * each
-        opening = rng.choice(("{who} has {g} sets of {e} {item}.", "{who} owns {g} packs with {e} {item} in each."))
-        story = [opening.format(who=who, g=groups, e=each, item=item)]
-        working = [f" Start: {groups} * {each} = {value}."]
-        content: list[object] = ["chain", groups, each]
+def equation(value: int, sign: str, operand: int) -> tuple[int, str]:
+    """Compute one step exactly and write it out; division is only drawn where it leaves no remainder."""
+    results = {"+": value + operand, "-": value - operand, "*": value * operand, "/": value // operand}
+    return results[sign], f"{value} {sign} {operand} = {results[sign]}"
+
+
+def draw_step(author: Author, value: int, level: int) -> tuple[str, int]:
+    """Draw an operation that keeps the running value between 2 and the largest number of the level."""
+    limits = LIMITS[level]
+    room = limits.largest - value
+    divisors = [n for n in range(2, 10) if value % n == 0 and 2 <= value // n <= limits.multiplied]
+    kinds = ["+"] * 3 * (room >= 20) + ["-"] * 3 * (value > 9)
+    kinds += ["*"] * 2 * (value <= limits.multiplied) + ["/"] * 2 * (level > 1 and bool(divisors))
+    sign = author.choice(kinds)
+    if sign == "/":
+        return sign, author.choice(divisors)
+    bounds = {"+": min(limits.amount, room), "-": min(limits.amount, value - 2), "*": 9}
+    return sign, author.randint(2, bounds[sign])
+
+
+def draw_chain(author: Author, level: int, people: list[str], items: list[str]) -> Story:
+    """One owner, two to four events in a row; the first may be a product in the opening."""
+    (who, other), item, limits = people[:2], items[0], LIMITS[level]
+    product = author.random() < 0.4
+    if product:
+        groups, each = author.randint(2, 9), author.randint(2 + 3 * level, limits.multiplied)
+        value, start = equation(groups, "*", each)
+        facts = [author.template(say.PRODUCT_OPENINGS).format(who=who, g=groups, e=each, item=item)]
+        content: list[object] = ["chain", level, groups, each]
     else:
-        value = rng.randint(20, 300)
-        openings = ("{who} has {v} {item}.", "At first {who} owns {v} {item}.", "There are {v} {item} with {who}.")
-        opening = rng.choice(openings)
-        story = [opening.format(who=who, v=value, item=item)]
-        working = [f" Start: {value}."]
-        content = ["chain", value]
-    for _ in range(rng.choice((2, 2, 3, 3, 4)) - len(content) // 3):
-        step, n = draw_step(rng, value)
-        result = apply(value, step.sign, n)
-        story.append(rng.choice(step.sentences).format(who=who, other=other, n=n))
-        working.append(f" {step.label}: {value} {step.sign} {n} = {result}.")
-        content += [step.label, n]
-        value = result
-    story.append(rng.choice(LAST_QUESTIONS).format(who=who, item=item))
-    return as_problem(story, working, value, item, content)
-
-
-def draw_comparison(rng: random.Random) -> Problem:
-    """Two or three owners, each described by another one, in any order of telling; the question is their sum."""
-    people = rng.sample(NAMES, rng.choice((2, 2, 3)))
-    item = rng.choice(ITEMS)
-    value = total = rng.randint(10, 150)
-    story = [f"{people[0]} has {value} {item}."]
-    working = [f" {people[0]}: {value}."]
-    content: list[object] = ["compare", value]
-    phrases = {
-        "+": "{b} has {n} more than {a}.",
-        "-": "{b} has {n} fewer than {a}.",
-        "*": "{b} has {n} times as many as {a}.",
-    }
-    for before, person in pairwise(people):
-        sign = rng.choice("+-*") if 4 < value <= 100 else rng.choice("+-" if value > 4 else "+")
-        n = {"+": rng.randint(2, 150), "-": rng.randint(2, max(2, value - 2)), "*": rng.randint(2, 5)}[sign]
-        result = apply(value, sign, n)
-        story.append(phrases[sign].format(a=before, b=person, n=n))
-        working.append(f" {person}: {value} {sign} {n} = {result}.")
-        working.append(f" Together: {total} + {result} = {total + result}.")
+        value = author.randint(10, limits.largest // 2)
+        start = str(value)
+        facts = [author.template(say.CHAIN_OPENINGS).format(who=who, v=value, item=item)]
+        content = ["chain", level, value]
+    working = [author.wording(say.STARTS).format(who=who, v=start, item=item)]
+    labels = author.wording(say.LABELS)
+    for _ in range(level + 1 - product):
+        sign, n = draw_step(author, value, level)
+        value, line = equation(value, sign, n)
+        facts.append(author.template(say.EVENTS[sign]).format(who=who, other=other, n=n))
+        working.append(f" {labels[sign]}: {line} {item}.")
         content += [sign, n]
-        value, total = result, total + result
-    rng.shuffle(story)
-    story.append(rng.choice(COMPARE_QUESTIONS).format(item=item))
-    return as_problem(story, working, total, item, content)
+    ask = author.template(say.CHAIN_QUESTIONS).format(who=who, item=item)
+    return Story(tuple(content), facts, ask, working, value, item)
 
 
-def draw_purchase(rng: random.Random) -> Problem:
-    """Two kinds of goods are paid from a sum of money; the question is the change."""
-    who = rng.choice(NAMES)
-    first, second = rng.sample(ITEMS, 2)
-    (count_a, count_b), (price_a, price_b) = rng.choices(range(2, 10), k=2), rng.choices(range(3, 60), k=2)
-    cost_a, cost_b = count_a * price_a, count_b * price_b
-    spent = cost_a + cost_b
-    money = spent + rng.randint(2, 300)
-    story = [
-        rng.choice(
-            (
-                "{who} buys {a} {x} for {p} coins each and {b} {y} for {q} coins each.",
-                "In a shop {who} takes {a} {x} at {p} coins each, then {b} {y} at {q} coins each.",
-            )
-        ).format(who=who, a=count_a, x=first, p=price_a, b=count_b, y=second, q=price_b),
-        rng.choice(("{who} pays with {m} coins.", "{who} had {m} coins.")).format(who=who, m=money),
-        rng.choice(("How many coins are left?", "How many coins does {who} have left?")).format(who=who),
-    ]
-    working = [
-        f" The {first}: {count_a} * {price_a} = {cost_a}.",
-        f" The {second}: {count_b} * {price_b} = {cost_b}.",
-        f" Cost: {cost_a} + {cost_b} = {spent}.",
-        f" Left: {money} - {spent} = {money - spent}.",
-    ]
-    return as_problem(story, working, money - spent, "coins", ["purchase", count_a, price_a, count_b, price_b, money])
+def draw_comparison(author: Author, level: int, people: list[str], items: list[str]) -> Story:
+    """Owners who are each described by the one before; the question is a sum.
+
+    Level 1 has two owners, level 2 asks for two of three, level 3 for all three, told in any order.
+    """
+    people, item, limits = people[: min(3, level + 1)], items[0], LIMITS[level]
+    values = [author.randint(10, limits.owned)]
+    facts = [author.template(say.OWNERS).format(who=people[0], v=values[0], item=item)]
+    working = [author.wording(say.KNOWN).format(who=people[0], v=values[0], item=item)]
+    content: list[object] = ["comparison", level, values[0]]
+    for a, b in pairwise(people):
+        signs = "+" + "-" * (values[-1] > 9) + "*" * (values[-1] <= limits.multiplied)
+        sign = author.choice(signs)
+        n = author.randint(2, {"+": limits.more, "-": min(limits.amount, values[-1] - 2), "*": 5}[sign])
+        much, than = say.MUCH[sign]
+        facts.append(author.template(say.COMPARISONS).format(a=a, b=b, n=n, much=much, than=than, item=item))
+        result, line = equation(values[-1], sign, n)
+        working.append(f" {b}: {line} {item}.")
+        values.append(result)
+        content += [sign, n]
+    asked = [author.randrange(2), 2] if level == 2 else list(range(len(people)))
+    label, total = author.wording(("Together", "Sum", "Total")), values[asked[0]]
+    for i in asked[1:]:
+        total, line = equation(total, "+", values[i])
+        working.append(f" {label}: {line} {item}.")
+    if level == 3:
+        author.shuffle(facts)
+    named = [people[i] for i in asked]
+    ask = author.template(say.COMPARE_QUESTIONS).format(item=item, people=f"{', '.join(named[:-1])} and {named[-1]}")
+    return Story((*content, *asked), facts, ask, working, total, item)
 
 
-def as_problem(story: list[str], working: list[str], answer: int, unit: str, content: list[object]) -> Problem:
-    """Join the parts under the header that makes the family recognizable."""
-    prompt = f"Question: {' '.join(story)}\nAnswer:"
-    reference = f"{''.join(working)} The answer is {answer} {unit}."
-    return Problem(tuple(content), prompt, reference, {"answer": answer})
+def draw_purchase(author: Author, level: int, people: list[str], items: list[str]) -> Story:
+    """Goods are paid from a sum of money; the question is the change.
+
+    Level 1 has one kind of goods, level 2 adds one with its whole price, level 3 has two kinds, each with its price.
+    """
+    who, limits = people[0], LIMITS[level]
+    cost_way, content = author.wording(say.COSTS), ["purchase", level]
+    facts, working, costs = [], [], []
+    for item in items[: 1 + (level == 3)]:
+        n = author.randint(2, 9)
+        dearest = limits.largest * 2 // 5 // n  # two such costs and the change stay in the limits
+        price = author.randint(2 + 3 * level, min(limits.multiplied, dearest))
+        cost, line = equation(n, "*", price)
+        facts.append(author.template(say.GOODS).format(who=who, n=n, item=item, p=price))
+        working.append(cost_way.format(who=who, item=item, v=line))
+        costs.append(cost)
+        content += [n, price]
+    if level == 2:
+        costs.append(author.randint(5, 99))
+        facts.append(author.template(say.SINGLES).format(who=who, item=items[1], p=costs[1]))
+        content.append(costs[1])
+    spent = costs[0]
+    if level > 1:
+        spent, line = equation(costs[0], "+", costs[1])
+        working.append(f" {author.wording(('Cost', 'Total', 'Sum'))}: {line} dollars.")
+    money = author.randint(spent + 2, limits.largest)
+    place = author.randint(0, len(facts)) if level == 3 else 0
+    facts.insert(place, author.template(say.PURSES).format(who=who, m=money))
+    left, line = equation(money, "-", spent)
+    working.append(f" {author.wording(('Left', 'Change', 'Rest'))}: {line} dollars.")
+    ask = author.template(say.CHANGE_QUESTIONS).format(who=who)
+    return Story((*content, money), facts, ask, working, left, "dollars")
 
 
 @spec(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Reasoning(Task):
-    """Word problems; the score is 1 where the stated final answer is right, else 0."""
+    """Word problems.
+
+    Scores: `final_answer` is 1 where the last stated answer is right, else 0; `steps` is the share of the gold
+    equations that are written out.
+    """
 
     quality_name: ClassVar[str] = "final_answer"
     name: Name = "reasoning"
 
-    def draw(self, rng: random.Random) -> Problem:
-        """Draw a chain of events, a comparison or a purchase."""
-        return rng.choice((draw_chain, draw_chain, draw_comparison, draw_purchase))(rng)
+    def draw(self, author: Author) -> Problem:
+        """Draw a chain of events, a comparison or a purchase; at level 3 with a number that does not matter."""
+        level = author.level()
+        people, items = author.entities(NAMES, 4), author.entities(ITEMS, 3)
+        story = author.choice((draw_chain, draw_chain, draw_comparison, draw_purchase))(author, level, people, items)
+        facts = story.facts
+        if level == 3 and author.random() < ASIDE_SHARE:
+            aside = author.template(say.ASIDES).format(who=people[3], n=author.randint(2, 99), item=items[2])
+            # Not between two events: "of them" would mean the wrong things.
+            facts = author.choice(([aside, *facts], [*facts, aside]))
+        prompt = author.template(say.FORMATS).format(facts=" ".join(facts), ask=story.ask)
+        ending = author.wording(say.ENDINGS).format(answer=story.answer, unit=story.unit)
+        metadata = {"level": level, "answer": story.answer}
+        return Problem(story.content, prompt, "".join(story.working) + ending, metadata)
 
-    def score(self, example: Example, text: str) -> float:
-        """Compare the number after the last 'the answer is' with the gold one."""
+    def scores(self, example: Example, text: str) -> dict[str, float]:
+        """Compare the number after the last 'answer is', and every equation of the working, with the gold ones."""
         stated = ANSWER.findall(text)
-        return float(bool(stated) and int(stated[-1]) == example.metadata["answer"])
+        right = bool(stated) and int(stated[-1]) == example.metadata["answer"]
+        gold, found = Counter(EQUATION.findall(example.reference)), Counter(EQUATION.findall(text))
+        return {"final_answer": float(right), "steps": (gold & found).total() / max(1, gold.total())}
