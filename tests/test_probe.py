@@ -202,7 +202,7 @@ def run(capsys: pytest.CaptureFixture[str], results: Path, *overrides: str) -> t
 
 
 def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, out, err = run(capsys, tmp_path, "+pair.models.mid=viasd://reference/draft")
+    code, out, err = run(capsys, tmp_path, "pair.models.mid=viasd://reference/draft")
     assert code == 0, err
     (folder,) = (tmp_path / "probes").iterdir()
     content = json.loads((folder / "probe.json").read_text())
