@@ -3,6 +3,7 @@
 
 ## ARGS="limit=4 seed=1"  overrides for the job
 ## TESTS="-k cache"       arguments for pytest
+## JOBS=2                 processes that run tests at once
 ## PYTHON=python3.12      the interpreter that makes the environment (python3)
 ## VENV=DIR               the environment to make and use (.venv); empty: the current environment
 ## SYSTEM_TORCH=1         keep the torch that is installed (2.11 or newer)
@@ -10,6 +11,7 @@
 ## PIP_FLAGS=             show all that pip says
 ARGS ?=
 TESTS ?=
+JOBS ?= 2
 PYTHON ?= python3
 VENV ?= .venv
 SYSTEM_TORCH ?=
@@ -22,7 +24,7 @@ KEEP_TORCH = $(filter-out 0 no false,$(SYSTEM_TORCH))
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 OFFLINE = HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
-.PHONY: help run test lint format pair install clean environment environment-dev
+.PHONY: help run test bench lint format pair install clean environment environment-dev
 .DEFAULT_GOAL := help
 
 help: ## list the targets and the variables
@@ -35,7 +37,10 @@ run: environment ## measure the default methods on the reference pair (installs 
 	@$(ENV_PYTHON) -m experiments.run $(ARGS)
 
 test: environment-dev ## run the tests (installs first if needed)
-	@$(ONE_THREAD) $(OFFLINE) $(ENV_PYTHON) -m pytest $(TESTS)
+	@$(ONE_THREAD) $(OFFLINE) $(ENV_PYTHON) -m pytest -n $(JOBS) $(TESTS)
+
+bench: environment ## measure what the harness costs, beside the decoding of transformers
+	@$(ENV_PYTHON) -m experiments.bench $(ARGS)
 
 lint: environment-dev ## check style, layers and types
 	@$(ENV_PYTHON) -m ruff check .

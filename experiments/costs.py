@@ -119,8 +119,8 @@ def open_readers(engine: Engine, drafter: str | None, views: Mapping[str, Sequen
 def open_slim(engine: Engine, kept: Sequence[int], target: Reader) -> Reader:
     """A slim view on the target's cache, as methods open it; any number of them, which one decoder cannot have."""
     view = engine.view(kept)
-    masks = engine.masks(view)
-    return Reader("slim", view, engine.cache("target"), masks, engine.vocabulary, engine.probe, stronger=target)
+    forward = engine.forward(view, "target")
+    return Reader("slim", view, engine.cache("target"), forward, engine.vocabulary, engine.probe, stronger=target)
 
 
 def time_step(

@@ -16,6 +16,7 @@ from experiments.frontier import (
     speedup_over_coin,
     verdict,
 )
+from experiments.report import markdown_table
 from experiments.statistics import Statistic, detectable_difference, detectable_ratio, mean
 
 Settings = Mapping[str, Sequence[str]]  # a method's name -> the arms that are its settings
@@ -37,7 +38,7 @@ NOTES = (
 
 def markdown(place: Sequence[Arms], settings: Settings) -> str:
     """Both tables of one place: a task, or the mean over several (one comparison each)."""
-    tables = [_table(_arm_cells(place)), *([_table(_group_cells(place, settings))] if settings else [])]
+    tables = [markdown_table(_arm_cells(place)), *([markdown_table(_group_cells(place, settings))] if settings else [])]
     return "\n\n".join(tables)
 
 
@@ -110,9 +111,3 @@ def interval(statistic: Statistic | None, digits: int, scale: float = 1.0, signe
     texts = [f"{scale * number:{sign}.{digits}f}" for number in numbers if number is not None]
     value, *ends = [text[1:] if float(text) == 0 and text[0] in "+-" else text for text in texts]
     return value if not ends or ends == [value, value] else f"{value} [{', '.join(ends)}]"
-
-
-def _table(cells: Sequence[Sequence[str]]) -> str:
-    header, *rows = [[cell.replace("|", r"\|") for cell in row] for row in cells]
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -7,7 +7,7 @@ import gc
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
@@ -81,35 +81,49 @@ class Profile:
     device_seconds: dict[str, float] = field(default_factory=dict)
     rounds: list[list[Call]] = field(default_factory=lambda: [[]])  # the last one is open
 
-    @contextmanager
-    def watch(self, role: str, fed: int) -> Iterator[None]:
-        self._synchronize()
-        start = perf_counter()
-        with self._between_events(role):
-            yield
-        self.seconds[role] = self.seconds.get(role, 0.0) + perf_counter() - start
-        self.rounds[-1].append((role, fed))
-
-    @contextmanager
-    def _between_events(self, role: str) -> Iterator[None]:
-        """Synchronizes at its end."""
-        if self.device.type != "cuda":
-            yield
-            return
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        yield
-        last.record()
-        self._synchronize()
-        self.device_seconds[role] = self.device_seconds.get(role, 0.0) + first.elapsed_time(last) / 1000
+    def watch(self, role: str, fed: int) -> CallClock:
+        """The clock of one call."""
+        return CallClock(self, role, fed)
 
     def end_round(self) -> None:
         """What is called from now on belongs to the next round."""
         self.rounds.append([])
 
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
+    def add(self, role: str, fed: int, seconds: float) -> None:
+        """A call has ended."""
+        self.seconds[role] = self.seconds.get(role, 0.0) + seconds
+        self.rounds[-1].append((role, fed))
+
+
+class CallClock:
+    """Around one call, with little of its own: a generator's context manager would cost a part of a small call."""
+
+    __slots__ = ("_events", "_fed", "_profile", "_role", "_start")
+
+    def __init__(self, profile: Profile, role: str, fed: int) -> None:
+        self._profile, self._role, self._fed = profile, role, fed
+        self._events: list[torch.cuda.Event] = []
+
+    def __enter__(self) -> None:
+        if self._profile.device.type == "cuda":
             torch.cuda.synchronize()
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            self._start = perf_counter()
+            self._events[0].record()
+        else:
+            self._start = perf_counter()
+
+    def __exit__(self, *failed: object) -> None:
+        if self._events:
+            self._events[1].record()
+            torch.cuda.synchronize()
+        seconds = perf_counter() - self._start
+        if failed[0] is not None:
+            return
+        if self._events:
+            spent, first, last = self._profile.device_seconds, *self._events
+            spent[self._role] = spent.get(self._role, 0.0) + first.elapsed_time(last) / 1000
+        self._profile.add(self._role, self._fed, seconds)
 
 
 class Bench:
@@ -165,9 +179,10 @@ class Bench:
                     shift = (prompt.index + repeat) % len(names)
                     for name in names[shift:] + names[:shift]:
                         self._guard(rows[name], lambda row: self._time(row, prompt))
-        with collection_off() if timed else nullcontext():
-            for name in names:
-                self._guard(rows[name], lambda row: self._detail(row, prompt, timed))
+                for name in names:
+                    self._guard(rows[name], lambda row: self._profile(row, prompt))
+        for name in names:
+            self._guard(rows[name], lambda row: self._detail(row, prompt, timed))
         return list(rows.values())
 
     def _guard(self, row: Row, step: Callable[[Row], None]) -> None:
@@ -198,32 +213,39 @@ class Bench:
         row.first_token_seconds.append(watch.first - watch.start)
         count_rounds(row, generation)
 
-    def _detail(self, row: Row, prompt: Prompt, timed: bool) -> None:
-        """The same generation again with laws and audits recorded, profiled if it was timed; then text and scores."""
+    def _profile(self, row: Row, prompt: Prompt) -> None:
+        """The same generation again with a clock around every forward."""
         draws = SeededDraws(self.seed, prompt.example.example_id, self.engine.device)
         profile = Profile(self.engine.device)
-        with self._looking_for_nan() as search, Stopwatch(self.engine.device) as watch:
+        with Stopwatch(self.engine.device) as watch:
 
             def event(name: str) -> None:
                 watch(name)
-                if name == "prefilled" and timed:
-                    self.engine.probe.watch, search.seconds = profile.watch, 0.0
+                if name == "prefilled":
+                    self.engine.probe.watch = profile.watch
                 elif name == "round":
                     profile.end_round()
 
-            generation = self.arms[row.arm].generate(prompt.ids, self.decode, draws, detail=True, watch=event)
+            try:
+                generation = self.arms[row.arm].generate(prompt.ids, self.decode, draws, watch=event)
+            finally:
+                self.engine.probe.watch = None
+        row.reader_seconds, row.device_seconds = profile.seconds, profile.device_seconds
+        row.profiled_seconds = watch.end - watch.prefilled
+        row.trace = [trace_round(*pair) for pair in zip(generation.rounds, profile.rounds, strict=False)]
+        row.ideal_seconds = self._ideal_seconds(row.arm, profile)
+
+    def _detail(self, row: Row, prompt: Prompt, timed: bool) -> None:
+        """The same generation again with laws and audits recorded; then text and scores."""
+        draws = SeededDraws(self.seed, prompt.example.example_id, self.engine.device)
+        with self._looking_for_nan():
+            generation = self.arms[row.arm].generate(prompt.ids, self.decode, draws, detail=True)
         row.memory = self._memory[row.arm, row.index + 1] = snapshot(self.arms[row.arm])
         laws = generation.laws
         if timed and generation.token_ids != row.token_ids:
             laws = None  # kernels that are not deterministic: the timed output is the one that is reported
         else:
             count_rounds(row, generation)
-        if timed:
-            row.reader_seconds = profile.seconds
-            row.profiled_seconds = watch.end - watch.prefilled - search.seconds
-            row.device_seconds = profile.device_seconds
-            row.trace = [trace_round(*pair) for pair in zip(generation.rounds, profile.rounds, strict=False)]
-            row.ideal_seconds = self._ideal_seconds(row.arm, profile)
         row.text = self._text(row.token_ids)
         row.level = prompt.example.metadata.get("level")
         row.scores = self._judge(prompt.example, row.text)
@@ -231,18 +253,18 @@ class Bench:
         measure_fidelity(self.engine, prompt.ids, row, laws, self.decode.sampling)
 
     @contextmanager
-    def _looking_for_nan(self) -> Iterator[NaNSearch]:
+    def _looking_for_nan(self) -> Iterator[None]:
         """Look at all logits inside. Raises NaNLogits if a reader gave any, also where it led to another error."""
-        probe, search = self.engine.probe, NaNSearch()
-        probe.look = search
+        probe, seen = self.engine.probe, []
+        probe.look = lambda role, logits: seen.append((role, logits.isnan().any()))  # read at the end, without waiting
         try:
-            yield search
+            yield
         except Exception as error:
-            search.check(error)
+            raise_for_nan(seen, error)
             raise
         finally:
-            probe.look = probe.watch = None
-        search.check()
+            probe.look = None
+        raise_for_nan(seen)
 
     def _ideal_seconds(self, arm: str, profile: Profile) -> float | None:
         """The calls of a generation at their isolated costs."""
@@ -270,23 +292,11 @@ class NaNLogits(ArithmeticError):
     """A model whose rows are not numbers: its output is void."""
 
 
-class NaNSearch:
-    """Looks for NaN in logits; `seconds` are what this took, so that no profile counts them."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._seen: list[tuple[str, torch.Tensor]] = []
-
-    def __call__(self, role: str, logits: torch.Tensor) -> None:
-        start = perf_counter()
-        self._seen.append((role, logits.isnan().any()))  # read at the end: no accelerator waits for it
-        self.seconds += perf_counter() - start
-
-    def check(self, cause: Exception | None = None) -> None:
-        """Raises NaNLogits where there was any."""
-        flawed = [role for role, flag in self._seen if flag]
-        if flawed:
-            raise NaNLogits(f"reader {flawed[0]} gave NaN logits, in {flawed.count(flawed[0])} of its calls") from cause
+def raise_for_nan(seen: Sequence[tuple[str, torch.Tensor]], cause: Exception | None = None) -> None:
+    """Raises NaNLogits where one of the calls (reader's role, whether there was NaN) had any."""
+    flawed = [role for role, flag in seen if flag]
+    if flawed:
+        raise NaNLogits(f"reader {flawed[0]} gave NaN logits, in {flawed.count(flawed[0])} of its calls") from cause
 
 
 def describe_error(error: Exception) -> str:

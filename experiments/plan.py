@@ -104,6 +104,7 @@ def surroundings(job: Job) -> dict[str, Any]:
         "device": identity.device_name(device),
         "dtype": str(resolve_dtype(job.engine.dtype, device)).removeprefix("torch."),
         "threads": job.engine.thread_count(weights_bytes(job.pair.path("target"))),
+        "mode": job.engine.mode,
         "versions": identity.versions(),
         "code_hash": identity.code_hash(),
     }
@@ -218,7 +219,8 @@ def load_engine(job: Job, roles: Iterable[str], longest: int) -> Engine:
     if not sys.stderr.isatty() or weights_bytes(job.pair.path("target")) < WORTH_A_BAR:
         library.disable_progress_bar()
     slots = longest + job.task.max_new_tokens
-    return Engine.load(job.pair, sorted({"target", *roles}), job.engine.device, job.engine.dtype, slots)
+    engine = job.engine
+    return Engine.load(job.pair, sorted({"target", *roles}), engine.device, engine.dtype, slots, engine.mode)
 
 
 def decode_settings(job: Job, tokenizer: Any) -> Decode:

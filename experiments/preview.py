@@ -17,7 +17,7 @@ from experiments.report import ABSENT, text_table
 from experiments.run import missing_prompts
 from experiments.store import RunFolder
 
-SAME = ("pair", "device", "dtype", "threads")  # runs that tell how long this one will take
+SAME = ("pair", "device", "dtype", "threads", "mode")  # runs that tell how long this one will take
 RUNS_READ = 20  # of them, the newest
 
 

@@ -5,7 +5,6 @@ Costs of isolated steps, agreement of other models and slim views with the targe
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import hydra
@@ -20,11 +19,11 @@ def run_probe(config: DictConfig) -> Path:
     from experiments.probing.setup import build
     from experiments.probing.show import show
     from experiments.probing.work import measure, settle
-    from experiments.store import create_folder, replace_json
+    from experiments.store import create_folder, file_name, replace_json
 
     job = build(config)
     plan = settle(job)
-    folder = job.settings.results / "probes" / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', job.pair.name)}_{plan.probe_id}"
+    folder = job.settings.results / "probes" / f"{file_name(job.pair.name)}_{plan.probe_id}"
     create_folder(folder, job.settings.results)
     print(f"probe of pair {job.pair.name}: {plan.headline}", flush=True)
     content = measure(job, plan)

@@ -31,10 +31,8 @@ def headline_table(
 
 def headline_markdown(summary: Mapping[str, Numbers], arms: Sequence[str], *, notes: Sequence[str] = ()) -> str:
     """The headline table as Markdown."""
-    header, *rows = [[cell.replace("|", r"\|") for cell in row] for row in headline_cells(summary, arms)]
-    rule = ["---", *["--:"] * (len(header) - 1)]
-    lines = [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
-    return "\n".join([*lines, *(f"\n{footer}" for footer in _footers(summary, arms, notes))])
+    table = markdown_table(headline_cells(summary, arms))
+    return "\n".join([table, *(f"\n{footer}" for footer in _footers(summary, arms, notes))])
 
 
 def full_table(
@@ -55,6 +53,13 @@ def full_table(
 def text_table(cells: Cells, *, lead: int = 1, width: int | None = None) -> str:
     """Aligned text of any cells, header first, in several blocks where `width` is too narrow for one."""
     return "\n\n".join(_blocks(cells, lead=lead, width=width))
+
+
+def markdown_table(cells: Cells) -> str:
+    """Any cells, header first, as Markdown."""
+    header, *rows = [[cell.replace("|", r"\|") for cell in row] for row in cells]
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cell(numbers: Numbers, name: str, interval: bool = True) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from experiments.tracking import Tracker
 
 PREVIEWS: list[Preview] = []  # the jobs of this process, where they are only planned
-CALIBRATED = ("pair", "device", "dtype", "threads", "versions", "code_hash")  # what call costs belong to
+CALIBRATED = ("pair", "device", "dtype", "threads", "mode", "versions", "code_hash")  # what call costs belong to
 FINISHED: list[Plan] = []  # the runs of this process, for what is said of all of them at the end
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -124,6 +125,11 @@ class RunFolder:
             f"results_dir={self.results}: cannot write there ({error.strerror}); what was measured before is stored; "
             "accepted: a writable folder with room"
         )
+
+
+def file_name(text: str) -> str:
+    """A name as part of a path: whatever is neither a letter, a digit nor one of `_.-` becomes a dash."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", text)
 
 
 def create_folder(path: Path, results: Path) -> None:

@@ -26,7 +26,7 @@ from experiments.store import RunFolder
 
 MEAN = "mean over tasks"
 LAYER_DROP = "The embedded target was trained with layer drop."
-COMPARABLE = ("code_hash", "device", "dtype", "threads", "versions", "pair", "sampling")
+COMPARABLE = ("code_hash", "device", "dtype", "threads", "mode", "versions", "pair", "sampling")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def check_comparable(runs: Sequence[StoredRun]) -> None:
     """Raises UserError for runs that do not mix."""
     first = runs[0]
     for run in runs[1:]:
-        mixed = [key for key in COMPARABLE if run.identity[key] != first.identity[key]]
+        mixed = [key for key in COMPARABLE if run.identity.get(key) != first.identity.get(key)]
         if mixed or run.arms != first.arms:
             raise UserError(
                 f"runs on {first.task} and {run.task} are not comparable: they differ in {', '.join(mixed) or 'arms'}"

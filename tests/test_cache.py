@@ -15,12 +15,12 @@ from transformers import DynamicCache
 from baselines.controls import CoinMix, Unverified
 from viasd.decode import Decode, Generation, Speculative
 from viasd.drafting import DraftModel, FixedLength
-from viasd.engine import Engine
+from viasd.engine import Engine, Mode
 from viasd.kv_cache import SlotCache
 from viasd.masks import BLOCK, MaskBank
 from viasd.method import Method
 from viasd.models import make_view
-from viasd.reader import Probe, Reader
+from viasd.reader import Reader
 from viasd.routing import Gate, RandomGate, RatioGate
 from viasd.sampling import Sampling, SeededDraws
 from viasd.verification import Hierarchical, RuleVerifier, SlimView
@@ -159,18 +159,18 @@ def test_other_verifiers(tiny: ModelFactory, variant: ModelFactory, verifier: An
 # --- cached rows against uncached ones ----------------------------------------------------------------------------
 
 
-def reader_of(model: Any, slots: int = 160) -> Reader:
-    masks = MaskBank(model.get_decoder().config, slots, model.dtype, model.device)
-    return Reader("target", model, SlotCache(slots), masks, VOCABULARY, Probe())
+def reader_of(model: Any, slots: int = 160, mode: Mode = "auto") -> Reader:
+    return Engine({"target": model}, VOCABULARY, slots, mode).readers().get("target")
 
 
+@pytest.mark.parametrize("mode", ["eager", "auto"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cached_rows_equal_uncached_rows(tiny: ModelFactory, family: str) -> None:
+def test_cached_rows_equal_uncached_rows(tiny: ModelFactory, family: str, mode: Mode) -> None:
     """Chunks of every size, one beyond the prepared masks, with rewinds to other text in between."""
     model = exact(tiny, family)
     ids = torch.randint(3, VOCABULARY, (120,), generator=torch.Generator().manual_seed(3))
     expected = model(input_ids=ids[None], use_cache=False).logits[0]
-    reader = reader_of(model)
+    reader = reader_of(model, mode=mode)
     stop = 0
     for size in (1, BLOCK + 6, 1, 2, 5, 1, 9, 30):
         other = ids.clone()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from experiments.measure import Bench, NaNLogits, NaNSearch, Profile
+from experiments.measure import Bench, NaNLogits, Profile
 from viasd.reader import Probe
 
 LOG: list[str] = []
@@ -47,21 +47,23 @@ def test_a_processor_has_one_clock() -> None:
     assert profile.device_seconds == {} and list(profile.seconds) == ["draft"]
 
 
-def test_the_search_for_nan_is_off_the_clock_and_names_the_reader() -> None:
-    search = NaNSearch()
-    search("draft", torch.zeros(2, 4))
-    search.check()
-    search("target", torch.tensor([[0.0, torch.nan]]))
-    assert search.seconds > 0
-    with pytest.raises(NaNLogits, match="reader target gave NaN logits, in 1 of its calls"):
-        search.check()
-
-
-def test_nan_is_the_cause_of_another_error_but_not_of_ctrl_c() -> None:
+def test_nan_is_told_by_its_reader_also_as_the_cause_of_another_error_but_not_of_ctrl_c() -> None:
     bench = object.__new__(Bench)
     bench.engine = SimpleNamespace(probe=Probe())  # type: ignore[assignment]
-    for raised, told in ((ValueError, NaNLogits), (KeyboardInterrupt, KeyboardInterrupt)):
-        with pytest.raises(told), bench._looking_for_nan() as search:
-            search("slim", torch.tensor([torch.nan]))
-            raise raised
-        assert bench.engine.probe.look is None
+    nan = torch.tensor([[0.0, torch.nan]])
+
+    def look(raised: type[BaseException] | None, *given: tuple[str, torch.Tensor]) -> None:
+        with bench._looking_for_nan():
+            for role, logits in given:
+                assert bench.engine.probe.look is not None
+                bench.engine.probe.look(role, logits)
+            if raised is not None:
+                raise raised
+
+    look(None, ("draft", torch.zeros(2, 4)))
+    for raised in (None, ValueError):
+        with pytest.raises(NaNLogits, match="reader slim gave NaN logits, in 2 of its calls"):
+            look(raised, ("draft", torch.zeros(1)), ("slim", nan), ("slim", nan))
+    with pytest.raises(KeyboardInterrupt):
+        look(KeyboardInterrupt, ("slim", nan))
+    assert bench.engine.probe.look is None

@@ -15,8 +15,6 @@ from pydantic import ValidationError
 from viasd.decode import Decode
 from viasd.drafting import DraftModel, FixedLength
 from viasd.engine import Engine, resolve_device, resolve_dtype
-from viasd.kv_cache import SlotCache
-from viasd.masks import MaskBank
 from viasd.method import Method
 from viasd.models import (
     Pair,
@@ -30,7 +28,7 @@ from viasd.models import (
     read_mask,
     skipped_count,
 )
-from viasd.reader import Probe, Reader, widen
+from viasd.reader import widen
 from viasd.sampling import Sampling, SeededDraws, process
 from viasd.verification import RuleVerifier
 
@@ -243,8 +241,7 @@ def test_widen() -> None:
 def test_draft_that_lacks_ids(tiny: ModelFactory) -> None:
     """It never drafts them and reads a stand-in for them; the output stays the target's."""
     target, draft = tiny("llama"), tiny("llama", seed=1, layers=1, vocab_size=10)
-    masks = MaskBank(draft.config, 8, draft.dtype, draft.device)
-    reader = Reader("draft", draft, SlotCache(8), masks, VOCABULARY, Probe())
+    reader = Engine({"target": target, "draft": draft}, VOCABULARY, 8).readers().get("draft")
     assert process(reader.feed(torch.tensor([1, 2, 3]), 3, last=1), Sampling(temperature=1))[:, 10:].eq(0).all()
     method = Method(name="sd", drafter=DraftModel(), stop=FixedLength(length=3), verifier=RuleVerifier())
     prompt = [1, VOCABULARY - 1, 3]

@@ -154,6 +154,11 @@ class State:
         self.ids[: self.length] = torch.tensor(list(prompt_ids), dtype=torch.long)
 
     @property
+    def greedy(self) -> bool:
+        """Temperature 0: rows are their argmax."""
+        return self.decode.sampling.temperature == 0
+
+    @property
     def remaining(self) -> int:
         """Tokens that may still be output."""
         return self.decode.max_new_tokens - len(self.output)
@@ -164,8 +169,9 @@ class State:
         return self.length - self.confirmed
 
     def stage(self, offset: int, token: Tensor) -> None:
-        """Put a drafted token `offset` places behind the committed ids, where readers find it."""
-        self.ids[self.length + offset] = token
+        """Put a drafted token [1] `offset` places behind the committed ids, where readers find it."""
+        at = self.length + offset
+        self.ids[at : at + 1] = token
 
     def commit(self, draft: Draft, verdict: Verdict) -> Round:
         """Output the verdict's tokens up to the first stop, and rewind every reader to the ids that still stand."""

@@ -67,18 +67,23 @@ class ModelDrafter(Part):
         self.reader = reader
 
     def propose(self, state: State, limit: int) -> Draft:
+        sampling, greedy = state.decode.sampling, state.greedy
         tokens: list[Tensor] = []
         rows: list[Tensor] = []
         for offset in range(limit):
-            logits = self.reader.feed(state.ids, state.length + offset, last=1)
-            row = process(logits, state.decode.sampling)  # [1, V]
-            token = state.draws.draw(row, "draft")  # [1]
-            state.stage(offset, token[0])
+            row = self.reader.feed(state.ids, state.length + offset, last=1)  # [1, V]
+            if greedy:
+                token = row.argmax(-1)  # [1]: what would be drawn; all rows are processed at once below
+            else:
+                row = process(row, sampling)
+                token = state.draws.draw(row, "draft")
+            state.stage(offset, token)
             tokens.append(token)
             rows.append(row)
         if not tokens:
             return Draft.empty(state.ids.device)
-        return Draft.chain(torch.cat(tokens), torch.cat(rows))
+        drawn_from = torch.cat(rows)
+        return Draft.chain(torch.cat(tokens), process(drawn_from, sampling) if greedy else drawn_from)
 
 
 @spec

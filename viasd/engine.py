@@ -8,12 +8,15 @@ from typing import Any, Literal
 import torch
 
 from viasd.decode import RowReader
+from viasd.forward import Forward, FusedForward, FusedLayer, ModuleForward, obstacle
+from viasd.graphs import CudaRecorder, GraphForward, Record
 from viasd.masks import MaskBank
 from viasd.models import Pair, PairError, common_vocabulary, load_model, make_view
 from viasd.reader import Probe, Reader
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
+Mode = Literal["auto", "eager", "fused", "graphs"]
 
 
 def resolve_device(device: Device) -> torch.device:
@@ -41,23 +44,33 @@ class Engine:
     """Holds models and caches; every method of a comparison opens its readers here.
 
     Decoders run one after the other, so the caches are shared between them: prefill starts each sequence anew.
-    `slots` bounds prompt + output (tokens). Views are made once per list of kept layers.
+    `slots` bounds prompt + output (tokens). Views are made once per list of kept layers. `mode` says how forwards run:
+    `eager` through the library's modules, `fused` through `viasd.forward.FusedForward`, `graphs` through recordings of
+    that (CUDA alone), `auto` through the last of them that model and device allow.
     """
 
-    def __init__(self, models: dict[str, Any], vocabulary: int, slots: int) -> None:
-        self.models, self.vocabulary, self.slots = models, vocabulary, slots
+    def __init__(self, models: dict[str, Any], vocabulary: int, slots: int, mode: Mode = "auto") -> None:
+        self.models, self.vocabulary, self.slots, self.mode = models, vocabulary, slots, mode
         self.probe = Probe()
         self._views: dict[tuple[int, ...], Any] = {}
         self._caches: dict[str, Any] = {}
         self._masks: dict[Any, MaskBank] = {}
+        self._forwards: dict[tuple[int, str], Forward] = {}
+        self.record: Record = CudaRecorder()
+        self._layers: dict[int, FusedLayer] = {}  # by identity of the module; views share those of the target
+
+        if mode == "graphs" and self.device.type != "cuda":
+            raise PairError(f"engine.mode=graphs: the models are on {self.device}; accepted there: auto, eager, fused")
 
     @classmethod
-    def load(cls, pair: Pair, roles: Sequence[str], device: Device, dtype: Dtype, slots: int) -> Engine:
+    def load(
+        cls, pair: Pair, roles: Sequence[str], device: Device, dtype: Dtype, slots: int, mode: Mode = "auto"
+    ) -> Engine:
         """Load the pair's models for the given roles. Raises PairError for whatever does not fit."""
         where = resolve_device(device)
         kind = resolve_dtype(dtype, where)
         vocabulary = common_vocabulary(pair)
-        return cls({role: load_model(pair, role, kind, where) for role in roles}, vocabulary, slots)
+        return cls({role: load_model(pair, role, kind, where) for role in roles}, vocabulary, slots, mode)
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +100,31 @@ class Engine:
         if key not in self._masks:
             self._masks[key] = MaskBank(config, self.slots, self.dtype, self.device)
         return self._masks[key]
+
+    def forward(self, model: Any, cache: str) -> Forward:
+        """How a model runs on the cache of that name. Raises PairError where it is to run fused and cannot."""
+        key = (id(model), cache)
+        if key not in self._forwards:
+            self._forwards[key] = self._open_forward(model, cache)
+        return self._forwards[key]
+
+    def _open_forward(self, model: Any, cache: str) -> Forward:
+        store, masks = self.cache(cache), self.masks(model)
+        reason = obstacle(model)
+        if self.mode in ("fused", "graphs") and reason is not None:
+            raise PairError(f"engine.mode={self.mode}: a model of this pair has {reason}; accepted for it: auto, eager")
+        if self.mode == "eager" or reason is not None:
+            return ModuleForward(model, store, masks)
+        layers = [self._fused(layer) for layer in model.get_decoder().layers]
+        fused = FusedForward(model, store, masks, layers)
+        if self.mode == "graphs" or (self.mode == "auto" and self.device.type == "cuda"):
+            return GraphForward(fused, store, masks, self.record)
+        return fused
+
+    def _fused(self, layer: Any) -> FusedLayer:
+        if id(layer) not in self._layers:
+            self._layers[id(layer)] = FusedLayer(layer)
+        return self._layers[id(layer)]
 
     def view(self, kept: Sequence[int]) -> Any:
         """The target with only these layers."""
@@ -133,9 +171,8 @@ class EngineReaders:
     def _open(self, role: str, cache: str, model: Any, stronger: Reader | None = None) -> Reader:
         if role not in self._readers:
             engine = self._engine
-            store = engine.cache(cache)
-            masks = engine.masks(model)
-            self._readers[role] = Reader(role, model, store, masks, engine.vocabulary, engine.probe, stronger)
+            store, forward = engine.cache(cache), engine.forward(model, cache)
+            self._readers[role] = Reader(role, model, store, forward, engine.vocabulary, engine.probe, stronger)
         reader = self._readers[role]
         if reader.model is not model or reader.stronger is not stronger:
             raise ValueError(f"one decoder cannot have two different readers for the role {role!r}")

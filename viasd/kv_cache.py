@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
+
+Store = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # new keys, values of a layer -> all that are seen
 
 
 class SlotCache(Cache):
@@ -42,6 +45,20 @@ class SlotCache(Cache):
         keys[:, :, self._start : self._stop] = key_states
         values[:, :, self._start : self._stop] = value_states
         return keys[:, :, : self._stop], values[:, :, : self._stop]
+
+    def put(self, positions: Tensor, stop: int) -> Store:
+        """`update` with the slots on the device: `positions` [n] says which ones are written, and `stop` are seen.
+
+        Nothing here depends on a number that the host knows, so a recorded forward stays right for other positions.
+        """
+
+        def store(key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+            keys, values = self.keys[layer_idx], self.values[layer_idx]
+            keys.index_copy_(2, positions, key_states)
+            values.index_copy_(2, positions, value_states)
+            return keys[:, :, :stop], values[:, :, :stop]
+
+        return store
 
     def _allocate(self, states: Tensor) -> Tensor:
         batch, heads, _, width = states.shape

@@ -48,10 +48,25 @@ class MaskBank:
 
     def masks(self, start: int, stop: int) -> Tensor | dict[str, Tensor]:
         """What `attention_mask` must be for a forward of positions start..stop-1."""
-        if stop - start > BLOCK:
-            made = {kind: self._build(stop - start, start, stop, width) for kind, width in self._windows.items()}
-        else:
-            left = self._slots - start
-            made = {kind: bank[: stop - start, left : left + stop] for kind, bank in self._banks.items()}
-        shaped = {kind: mask[None, None] for kind, mask in made.items()}
+        shaped = {kind: mask[None, None] for kind, mask in self._slices(start, stop).items()}
         return shaped["all"] if self._single else shaped
+
+    def by_layer_type(self, start: int, stop: int) -> dict[str, Tensor | None]:
+        """Masks [n, stop] by layer type ("all" where a family names none); None where one query may see all slots."""
+        if stop - start == 1 and not any(width is not None and stop > width for width in self._windows.values()):
+            return dict.fromkeys(self._windows)
+        return dict(self._slices(start, stop))
+
+    def fixed(self, start: int, queries: int, stop: int) -> dict[str, Tensor]:
+        """Masks [queries, stop] by layer type for queries from `start` on, over as many slots as `stop` says.
+
+        Their shape does not depend on `start`: slots behind the last query are there and not seen.
+        """
+        left = self._slots - start
+        return {kind: bank[:queries, left : left + stop] for kind, bank in self._banks.items()}
+
+    def _slices(self, start: int, stop: int) -> dict[str, Tensor]:
+        if stop - start > BLOCK:
+            return {kind: self._build(stop - start, start, stop, width) for kind, width in self._windows.items()}
+        left = self._slots - start
+        return {kind: bank[: stop - start, left : left + stop] for kind, bank in self._banks.items()}

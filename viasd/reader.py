@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from viasd.forward import Forward
     from viasd.kv_cache import SlotCache
-    from viasd.masks import MaskBank
 
 Watch = Callable[[str, int], AbstractContextManager[Any]]
 
@@ -40,7 +40,7 @@ class Reader:
         role: str,
         model: Any,
         cache: SlotCache,
-        masks: MaskBank,
+        forward: Forward,
         vocabulary: int,
         probe: Probe,
         stronger: Reader | None = None,
@@ -50,8 +50,7 @@ class Reader:
         self._vocabulary, self._probe = vocabulary, probe
         self._read = 0
         self._known = model.get_input_embeddings().weight.shape[0]
-        self._masks = masks
-        self._positions = torch.arange(cache.slots, device=model.device)[None]
+        self._forward = forward
 
     @property
     def read(self) -> int:
@@ -74,10 +73,10 @@ class Reader:
         if stop - start < max(last, 1):
             raise AssertionError(f"{self.role}: {last} rows asked, {stop - start} ids to feed (read {start})")
         if self._probe.watch is None:
-            logits = self._forward(ids, start, stop, last)
+            logits = self._read_on(ids, start, stop, last)
         else:
             with self._probe.watch(self.role, stop - start):
-                logits = self._forward(ids, start, stop, last)
+                logits = self._read_on(ids, start, stop, last)
         if self._probe.look is not None:
             self._probe.look(self.role, logits)
         self._read = stop
@@ -85,20 +84,11 @@ class Reader:
         self.fed += stop - start
         return logits
 
-    def _forward(self, ids: Tensor, start: int, stop: int, last: int) -> Tensor:
-        self.cache.at(start, stop)
-        tokens = ids[None, start:stop]
+    def _read_on(self, ids: Tensor, start: int, stop: int, last: int) -> Tensor:
+        tokens = ids[start:stop]
         if self._known < self._vocabulary:  # an id that this model lacks is read as its last one
             tokens = tokens.clamp(max=self._known - 1)
-        output = self.model(
-            input_ids=tokens,
-            position_ids=self._positions[:, start:stop],
-            attention_mask=self._masks.masks(start, stop),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=max(last, 1),  # 0 would mean all
-        )
-        return widen(output.logits[0], self._vocabulary)
+        return widen(self._forward(tokens, start, stop, max(last, 1)), self._vocabulary)  # 0 would mean all
 
 
 def widen(logits: Tensor, vocabulary: int) -> Tensor:

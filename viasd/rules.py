@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -50,6 +51,18 @@ class ChainVerdict:
 
     accepted: Tensor
     token: Tensor
+
+
+def judge_greedy(choices: Sequence[int], drafted: Sequence[int]) -> tuple[int, int]:
+    """`judge_chain` where the judge's rows are its argmax and the rule is lossless: (accepted, token behind them).
+
+    `choices` [n + 1] are the judge's first choices, `drafted` [n] any tokens. A token the judge would not write has
+    reject probability 0 and is never kept; one that it would write has 1 and always is, whatever row it was drawn from;
+    and what is left of the judge's row is its first choice alone.
+    """
+    accepted = next((i for i, (ours, theirs) in enumerate(zip(choices, drafted, strict=False)) if ours != theirs), None)
+    accepted = len(drafted) if accepted is None else accepted
+    return accepted, choices[accepted]
 
 
 def judge_chain(tokens: Tensor, draft: Tensor, rule: RuleRows, draws: Draws, bonus: bool = True) -> ChainVerdict:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from viasd.decode import Draft, Part, Readers, RowReader, Source, State, Tier, Verdict, Verifier
 from viasd.routing import ESCALATE, KEEP, REWRITE, Gate
-from viasd.rules import Lossless, RowRule, RuleRows, judge_chain
+from viasd.rules import Lossless, RowRule, RuleRows, judge_chain, judge_greedy
 from viasd.sampling import process
 from viasd.spec import spec
 
@@ -82,21 +82,30 @@ class RuleJudge(Part):
         n = draft.length
         unaudited = _unaudited(state, self.reader) if self.tier == "target" else 0
         logits = self.reader.feed(state.ids, state.length + n, last=n + 1 + unaudited)
-        rows = process(logits[unaudited:], state.decode.sampling)  # [n + 1, V]
-        verdict = judge_chain(draft.tokens, draft.rows, self.rule.rows(rows, draft.rows), state.draws)
-        accepted, last, *drafted = torch.cat(
-            [verdict.accepted[None], verdict.token[None], draft.tokens]
-        ).tolist()  # the round's only host read
-        tokens = drafted[:accepted] + [last]
+        accepted, tokens, laws = self._ruling(state, draft, logits[unaudited:])
         return Verdict(
             tokens=tokens,
             sources=[self.tier] * len(tokens),
             kept=accepted,
             tiers=[self.tier] * min(accepted + 1, n),
             target_ruled=len(tokens) if self.tier == "target" else None,
-            laws=_probabilities(rows, tokens) if state.detail else None,
+            laws=laws,
             audits=_audit(state, logits[:unaudited]) if unaudited else None,
         )
+
+    def _ruling(self, state: State, draft: Draft, logits: Tensor) -> tuple[int, list[int], list[float] | None]:
+        """How many drafted tokens are kept, the tokens to commit, and their laws. The round's only host read."""
+        n = draft.length
+        if self.rule.lossless and state.greedy:
+            host = torch.cat([logits.argmax(-1), draft.tokens]).tolist()
+            accepted, last = judge_greedy(host[: n + 1], host[n + 1 :])
+            tokens = [*host[n + 1 : n + 1 + accepted], last]
+            return accepted, tokens, [1.0] * len(tokens) if state.detail else None
+        rows = process(logits, state.decode.sampling)  # [n + 1, V]
+        verdict = judge_chain(draft.tokens, draft.rows, self.rule.rows(rows, draft.rows), state.draws)
+        accepted, last, *drafted = torch.cat([verdict.accepted[None], verdict.token[None], draft.tokens]).tolist()
+        tokens = [*drafted[:accepted], last]
+        return accepted, tokens, _probabilities(rows, tokens) if state.detail else None
 
 
 def _probabilities(rows: Tensor, tokens: list[int]) -> list[float]:
@@ -160,10 +169,13 @@ class Hierarchical:
 
 @dataclass
 class _Slim:
-    """What the slim verifier said of a draft: logits and processed rows [n + 1, V]; host values per position."""
+    """What the slim verifier said of a draft: logits and processed rows [n + 1, V]; host values per position.
+
+    Without `detail` nobody looks at the rows of temperature 0, and they are not made.
+    """
 
     logits: Tensor
-    rows: Tensor
+    rows: Tensor | None
     drafted: list[int]
     regions: list[int]
     rewrites: list[int]
@@ -182,7 +194,7 @@ class _Ruling:
     kept: int = 0
     ended: bool = False
     escalation: Literal["gate", "forced"] | None = None
-    target_rows: Tensor | None = None  # processed [n + 1, V], once the target ran
+    target_rows: Tensor | None = None  # [n + 1, V] once the target ran: processed, or at temperature 0 its logits
     audits: list[float] | None = None
 
     def write(self, token: int, source: Source, law: float) -> None:
@@ -233,19 +245,23 @@ class HierarchicalJudge(Part):
         """Run the slim verifier over the draft and read on the host all that it decides (the round's first read)."""
         n, config = draft.length, self.config
         logits = self.slim.feed(state.ids, state.length + n, last=n + 1)
-        rows = process(logits, state.decode.sampling)
+        needs_rows = state.detail or not state.greedy
+        rows = process(logits, state.decode.sampling) if needs_rows else None
         regions = config.gate.classify(logits[:n], draft.tokens, state.draws)
         wanted, add_bonus = regions == REWRITE, regions[-1:] != ESCALATE
         if config.after_escalation == "target":  # the target judges everything behind the first escalation
             still_slim = (regions == ESCALATE).cumsum(0) == 0
-            still_slim &= torch.arange(n, device=rows.device) < forced_at
+            still_slim &= torch.arange(n, device=logits.device) < forced_at
             wanted, add_bonus = wanted & still_slim, still_slim[-1:]
         add_bonus = add_bonus & (config.bonus == "slim")
-        drawn = state.draws.draw(rows, "replacement", torch.cat([wanted, add_bonus]))  # [n + 1]
+        if rows is None or state.greedy:
+            drawn = logits.argmax(-1)  # [n + 1]
+        else:
+            drawn = state.draws.draw(rows, "replacement", torch.cat([wanted, add_bonus]))
         if config.bonus == "slim":
             bonus = drawn[n:]
             add_bonus = add_bonus & (config.gate.classify(logits[n:], bonus, state.draws) == KEEP)
-            if config.bonus_min_prob > 0:
+            if config.bonus_min_prob > 0 and rows is not None:  # else the bonus has probability 1
                 add_bonus = add_bonus & (rows[n:].gather(1, bonus[:, None])[:, 0] >= config.bonus_min_prob)
         host = torch.cat([draft.tokens, regions, drawn, add_bonus.long()]).tolist()
         drafted, host = host[:n], host[n:]
@@ -263,6 +279,7 @@ class HierarchicalJudge(Part):
     def _law(self, slim: _Slim, draft: Draft, i: int, token: int) -> float:
         """m(token): its probability given that the position was not left to the target (DESIGN, mode exact)."""
         keep, rewrite, _ = self.config.gate.shares(slim.logits[i : i + 1])[:, 0]  # [V] each
+        assert slim.rows is not None
         row = draft.rows[i]
         written = row[token] * keep[token] + (row * rewrite).sum() * slim.rows[i, token]
         return float(written / (row * (keep + rewrite)).sum())
@@ -276,33 +293,51 @@ class HierarchicalJudge(Part):
             ruling.escalation = "forced" if slim is None else "gate"
             ruling.target_rows = self._run_target(state, n, ruling)
         until = n if self.config.after_escalation == "target" else i + 1
-        proposals = draft.rows[i:until]
-        if slim is not None:
-            # The token came here because it was escalated: its proposal is the draft row given that, P(escalate | v).
-            escalated = proposals[:1] * self.config.gate.shares(slim.logits[i : i + 1])[ESCALATE]  # [1, V]
-            proposals = torch.cat([escalated / escalated.sum(), proposals[1:]])
-        rows = ruling.target_rows[i : until + 1]
         bonus = until == n and self.config.target_bonus
-        rule = RuleRows(reject=rows[:-1], residual=rows[:-1], bonus=rows[-1])
-        verdict = judge_chain(draft.tokens[i:until], proposals, rule, state.draws, bonus)
-        accepted, last = torch.stack([verdict.accepted, verdict.token]).tolist()  # the round's second read
+        accepted, last = self._target_chain(state, draft, drafted, ruling.target_rows, slim, range(i, until), bonus)
         written = drafted[i : i + accepted]
         if accepted < until - i or bonus:
             written = [*written, last]
-        laws = _probabilities(rows, written) if state.detail else [0.0] * len(written)
+        laws = _probabilities(ruling.target_rows[i:], written) if state.detail else [0.0] * len(written)
         for token, was, law in zip(written, drafted[i:until], laws, strict=False):
             ruling.rule(token, was, "target", law)
         if len(written) > until - i:
             ruling.write(last, "target", laws[-1])
         ruling.ended = accepted < until - i
 
+    def _target_chain(
+        self,
+        state: State,
+        draft: Draft,
+        drafted: list[int],
+        target: Tensor,
+        slim: _Slim | None,
+        places: range,
+        bonus: bool,
+    ) -> tuple[int, int]:
+        """How many of the drafted tokens at these places the target keeps, and its token behind them."""
+        i, until = places.start, places.stop
+        rows = target[i : until + 1]
+        if state.greedy:
+            return judge_greedy(rows.argmax(-1).tolist(), drafted[i:until])
+        proposals = draft.rows[i:until]
+        if slim is not None:
+            # The token came here because it was escalated: its proposal is the draft row given that, P(escalate | v).
+            escalated = proposals[:1] * self.config.gate.shares(slim.logits[i : i + 1])[ESCALATE]  # [1, V]
+            proposals = torch.cat([escalated / escalated.sum(), proposals[1:]])
+        rule = RuleRows(reject=rows[:-1], residual=rows[:-1], bonus=rows[-1])
+        verdict = judge_chain(draft.tokens[i:until], proposals, rule, state.draws, bonus)
+        accepted, last = torch.stack([verdict.accepted, verdict.token]).tolist()  # the round's second read
+        return accepted, last
+
     def _run_target(self, state: State, n: int, ruling: _Ruling) -> Tensor:
-        """Processed target rows [n + 1, V] of the draft; with detail, also what it says of tokens it had not read."""
+        """Target rows [n + 1, V] of the draft; with detail, also what it says of tokens it had not read."""
         unaudited = _unaudited(state, self.target)
         logits = self.target.feed(state.ids, state.length + n, last=n + 1 + unaudited)
         if unaudited:
             ruling.audits = _audit(state, logits[:unaudited])
-        return process(logits[unaudited:], state.decode.sampling)
+        needs_rows = state.detail or not state.greedy
+        return process(logits[unaudited:], state.decode.sampling) if needs_rows else logits[unaudited:]
 
     def _add_slim_bonus(self, state: State, slim: _Slim, ruling: _Ruling, n: int) -> None:
         """The slim verifier's bonus behind a fully kept draft whose last token it ruled on."""
@@ -315,6 +350,7 @@ class HierarchicalJudge(Part):
             return
         law = 0.0
         if state.detail:
+            assert slim.rows is not None
             row = slim.rows[n] * self.config.gate.shares(slim.logits[n:])[KEEP][0]  # [V]
             row = row * (slim.rows[n] >= self.config.bonus_min_prob)
             law = float(row[slim.bonus] / row.sum())

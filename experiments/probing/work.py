@@ -73,6 +73,7 @@ def settle(job: ProbeJob) -> Plan:
         "device": identity.device_name(device),
         "dtype": str(resolve_dtype(job.engine.dtype, device)).removeprefix("torch."),
         "threads": threads,
+        "mode": job.engine.mode,
         "versions": identity.versions(),
         "code_hash": identity.code_hash(),
     }
@@ -155,4 +156,5 @@ def load_engine(job: ProbeJob, plan: Plan) -> Engine:
         library.disable_progress_bar()
     longest = max(len(prompt.ids) + prompt.decode.max_new_tokens for prompt in plan.prompts)
     slots = max(longest, plan.context + job.settings.timed_lengths[-1])
-    return Engine.load(job.pair, list(job.pair.models), job.engine.device, job.engine.dtype, slots)
+    engine = job.engine
+    return Engine.load(job.pair, list(job.pair.models), engine.device, engine.dtype, slots, engine.mode)
