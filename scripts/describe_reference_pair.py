@@ -1,6 +1,6 @@
 """Measure the reference pair on held-out problems and write its model card.
 
-    python -m experiments.probe pair=reference split=test prompts=40
+    python -m experiments.probe pair=reference split=test prompts=40 method.verifier.slim.skip_ratio=0.45
     python scripts/describe_reference_pair.py --checkpoints DIR --probe results/probes/reference_ID/probe.json
 
 Quality is measured here, by greedy answers in batches; agreement and step costs come from the probe, the course of the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -20,3 +20,11 @@ def call(capsys: pytest.CaptureFixture[str], main: Callable[[], object], *typed:
         sys.argv = arguments
     told = capsys.readouterr()
     return code, told.out, told.err
+
+
+def check_mistake(code: int, error: str, named: Sequence[str]) -> None:
+    """A mistake ends in exit code 2 and one line, which names all of these."""
+    (line,) = error.strip().splitlines()
+    assert code == 2 and line.startswith("error: ")
+    for part in named:
+        assert part in line, line

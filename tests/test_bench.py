@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import call
+from commands import call, check_mistake
 from conftest import VOCABULARY, WINDOW, ModelFactory
 
 from experiments.arms import sd, vanilla
@@ -299,7 +299,4 @@ MISTAKES = {
 @pytest.mark.parametrize("typed", MISTAKES)
 def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, typed: str) -> None:
     code, _, err = run(capsys, tmp_path, typed)
-    (line,) = err.strip().splitlines()
-    assert code == 2 and line.startswith("error: ")
-    for part in MISTAKES[typed]:
-        assert part in line
+    check_mistake(code, err, MISTAKES[typed])

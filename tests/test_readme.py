@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 
 from experiments.config import CHECKOUT
 from experiments.metrics import find
+from experiments.report import headline_table
 
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 TABLES = CHECKOUT / "results" / "tables"
@@ -40,3 +42,11 @@ def test_stored_lines_are_the_csv_to_the_last_digit() -> None:
             assert shown[title] == f"{value:.{find(metric).digits}f}", (shown["arm"], title)
             checked += 1
     assert checked >= 15
+
+
+def test_the_output_of_make_run_is_the_table_of_a_stored_summary() -> None:
+    """What the README shows of the first command is what its summary.json says, printed again."""
+    stored = json.loads((TABLES / "make_run.json").read_text(encoding="utf-8"))
+    (shown,) = re.findall(r"^```text\n(.*?)^```", README, re.S | re.M)
+    assert headline_table(stored["arms"], list(stored["arms"]), width=120).strip() in shown
+    assert f"run {stored['run_id']}" in shown
