@@ -245,27 +245,45 @@ class HierarchicalJudge(Part):
         """Run the slim verifier over the draft and read on the host all that it decides (the round's first read)."""
         n, config = draft.length, self.config
         logits = self.slim.feed(state.ids, state.length + n, last=n + 1)
-        needs_rows = state.detail or not state.greedy
-        rows = process(logits, state.decode.sampling) if needs_rows else None
         regions = config.gate.classify(logits[:n], draft.tokens, state.draws)
+        if state.greedy:
+            return self._first_choices(state, draft, forced_at, logits, regions)
+        rows = process(logits, state.decode.sampling)
         wanted, add_bonus = regions == REWRITE, regions[-1:] != ESCALATE
         if config.after_escalation == "target":  # the target judges everything behind the first escalation
             still_slim = (regions == ESCALATE).cumsum(0) == 0
             still_slim &= torch.arange(n, device=logits.device) < forced_at
             wanted, add_bonus = wanted & still_slim, still_slim[-1:]
         add_bonus = add_bonus & (config.bonus == "slim")
-        if rows is None or state.greedy:
-            drawn = logits.argmax(-1)  # [n + 1]
-        else:
-            drawn = state.draws.draw(rows, "replacement", torch.cat([wanted, add_bonus]))
+        drawn = state.draws.draw(rows, "replacement", torch.cat([wanted, add_bonus]))  # [n + 1]
         if config.bonus == "slim":
             bonus = drawn[n:]
             add_bonus = add_bonus & (config.gate.classify(logits[n:], bonus, state.draws) == KEEP)
-            if config.bonus_min_prob > 0 and rows is not None:  # else the bonus has probability 1
+            if config.bonus_min_prob > 0:
                 add_bonus = add_bonus & (rows[n:].gather(1, bonus[:, None])[:, 0] >= config.bonus_min_prob)
         host = torch.cat([draft.tokens, regions, drawn, add_bonus.long()]).tolist()
         drafted, host = host[:n], host[n:]
         return _Slim(logits, rows, drafted, host[:n], host[n : 2 * n], host[2 * n] if host[-1] else None)
+
+    def _first_choices(self, state: State, draft: Draft, forced_at: int, logits: Tensor, regions: Tensor) -> _Slim:
+        """`_consult` at temperature 0, where what is drawn is the first choice, with probability 1."""
+        n, config = draft.length, self.config
+        drawn = logits.argmax(-1)  # [n + 1]
+        of_bonus = config.gate.classify(logits[n:], drawn[n:], state.draws) if config.bonus == "slim" else regions[:0]
+        host = torch.cat([draft.tokens, drawn, regions, of_bonus]).tolist()
+        drafted, chosen, region, bonus_region = (
+            host[:n],
+            host[n : 2 * n + 1],
+            host[2 * n + 1 : 3 * n + 1],
+            host[3 * n + 1 :],
+        )
+        if config.after_escalation == "target":
+            ends_slim = ESCALATE not in region and n <= forced_at
+        else:
+            ends_slim = region[-1] != ESCALATE
+        rows = process(logits, state.decode.sampling) if state.detail else None
+        bonus = chosen[n] if ends_slim and bonus_region == [KEEP] else None
+        return _Slim(logits, rows, drafted, region, chosen[:n], bonus)
 
     def _slim_rules(self, state: State, draft: Draft, drafted: int, ruling: _Ruling, slim: _Slim) -> None:
         """The slim verifier keeps or rewrites the next drafted token."""
