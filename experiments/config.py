@@ -34,7 +34,7 @@ class EngineSpec:
     """Where and how models run. `auto` dtype is float32 on a CPU, bfloat16 on CUDA; threads are CPU threads.
 
     `mode`: `eager` runs the library's modules, `fused` the same layers with fewer operations, `graphs` recordings of
-    those (CUDA), `auto` the last of them that a model's family and the device allow.
+    those (CUDA), `auto` fused where a model's family is known.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -46,7 +46,7 @@ class Engine:
     Decoders run one after the other, so the caches are shared between them: prefill starts each sequence anew.
     `slots` bounds prompt + output (tokens). Views are made once per list of kept layers. `mode` says how forwards run:
     `eager` through the library's modules, `fused` through `viasd.forward.FusedForward`, `graphs` through recordings of
-    that (CUDA alone), `auto` through the last of them that model and device allow.
+    that (CUDA alone), `auto` fused where a model can.
     """
 
     def __init__(self, models: dict[str, Any], vocabulary: int, slots: int, mode: Mode = "auto") -> None:
@@ -117,7 +117,7 @@ class Engine:
             return ModuleForward(model, store, masks)
         layers = [self._fused(layer) for layer in model.get_decoder().layers]
         fused = FusedForward(model, store, masks, layers)
-        if self.mode == "graphs" or (self.mode == "auto" and self.device.type == "cuda"):
+        if self.mode == "graphs":  # not by `auto`: a shape that first occurs in a timed pass would be recorded there
             return GraphForward(fused, store, masks, self.record)
         return fused
 
