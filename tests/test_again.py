@@ -76,7 +76,8 @@ def test_what_follows_a_changed_memory_is_measured_again(
     assert code == 1 and "1 examples failed" in err
     assert plain(folder) != plain(whole)
     assert run(*later, *REMEMBERING)[0] == 0
-    assert run("limit=5", *REMEMBERING)[0] == 0
+    if later != ["limit=5"]:  # else one call did all of it
+        assert run("limit=5", *REMEMBERING)[0] == 0
     assert plain(folder) == plain(whole)
 
 
