@@ -10,13 +10,15 @@ from baselines.controls import CoinMix, Unverified
 from experiments.config import compose_method, method_names, vary
 from experiments.errors import UserError, near
 from viasd.drafting import DraftModel, FixedLength, NoDrafter
+from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.models import Pair
-from viasd.routing import RandomGate, RatioGate
-from viasd.verification import Hierarchical, RuleVerifier
+from viasd.routing import Gate, RandomGate, RatioGate
+from viasd.verification import RuleVerifier, SlimView
 
 DEFAULT_DRAFT_LENGTH = 5
 DEFAULT_COIN = 0.8
+Shares = tuple[float, float, float, float]  # of keep, rewrite, escalate, judge
 
 
 def vanilla() -> Method:
@@ -45,6 +47,10 @@ def slim_only(method: Method, skip_ratio: float | None = None) -> Method:
     """The slim verifier judges by the ordinary row rule; with another skip ratio under the name slim_only@RATIO."""
     slim, name = _hierarchical(method, "slim_only").slim, "slim_only"
     if skip_ratio is not None:
+        if not isinstance(slim, SlimView):
+            raise UserError(
+                f"arms: slim_only@{skip_ratio:g}: the slim verifier of {method.name} is no view of the target"
+            )
         slim = dataclasses.replace(slim, mask="auto", skip_ratio=skip_ratio)
         name = f"slim_only@{skip_ratio:g}"
     return dataclasses.replace(method, name=name, verifier=RuleVerifier(reader="slim", slim=slim))
@@ -53,15 +59,15 @@ def slim_only(method: Method, skip_ratio: float | None = None) -> Method:
 def accept_all(method: Method) -> Method:
     """The method with a gate that keeps everything: the slim verifier runs and never refuses."""
     gate = RatioGate(accept_ratio=0.0, escalate_ratio=0.0)
-    verifier = dataclasses.replace(_hierarchical(method, "accept_all"), gate=gate)
+    verifier = _one_gate(_hierarchical(method, "accept_all"), gate)
     return dataclasses.replace(method, name="accept_all", verifier=verifier)
 
 
-def random_gate(method: Method, shares: tuple[float, float, float]) -> Method:
+def random_gate(method: Method, shares: Shares) -> Method:
     """The method with a gate that draws regions at random, with the shares its own gate had on calibration prompts."""
-    keep, rewrite, escalate = shares
-    gate = RandomGate(keep=keep, rewrite=rewrite, escalate=escalate)
-    verifier = dataclasses.replace(_hierarchical(method, "random_gate"), gate=gate)
+    keep, rewrite, escalate, judge = shares
+    gate = RandomGate(keep=keep, rewrite=rewrite, escalate=escalate, judge=judge)
+    verifier = _one_gate(_hierarchical(method, "random_gate"), gate)
     return dataclasses.replace(method, name="random_gate", verifier=verifier)
 
 
@@ -92,7 +98,7 @@ class Context:
     method: Method
     composed: Mapping[str, Any]
     pair: Pair
-    shares: Callable[[], tuple[float, float, float]]
+    shares: Callable[[], Shares]
     resolve: Callable[[Method], Method] = lambda method: method
 
 
@@ -172,6 +178,11 @@ def _hierarchical(method: Method, control: str) -> Hierarchical:
     if not isinstance(method.verifier, Hierarchical):
         raise UserError(f"arm {control} is a control of a hierarchical verifier; method {method.name} has none")
     return method.verifier
+
+
+def _one_gate(verifier: Hierarchical, gate: Gate) -> Hierarchical:
+    """The lossy verifier of one slim verifier with this gate: what a control of any mode is compared with."""
+    return dataclasses.replace(verifier, gate=gate, above=[], mode="lossy", calls=None, budget=None)
 
 
 def _drafting(method: Method, control: str) -> Method:

@@ -10,9 +10,10 @@ import numpy as np
 
 from experiments.records import Row
 from experiments.statistics import Array, Resamples, Statistic
+from viasd.routing import REGIONS
 
 TIMED_SEED, DETAIL_SEED = 0, 1  # speed, and fidelity with quality, are resampled independently of each other
-KEYS = ("draft", "slim", "target", "other", "keep", "rewrite", "escalate", "gate", "forced")  # order of a family
+KEYS = ("draft", "slim", "target", "other", *REGIONS, "gate", "forced")  # order of a family
 
 Column = Callable[[Row], float]
 Number = Statistic | float | None

@@ -34,13 +34,14 @@ class EngineSpec:
     """Where and how models run. `auto` dtype is float32 on a CPU, bfloat16 on CUDA; threads are CPU threads.
 
     `mode`: `eager` runs the library's modules, `fused` the same layers with fewer operations, `graphs` recordings of
-    those (CUDA), `auto` fused where a model's family is known.
+    those (CUDA), `compile` the same layers compiled (on CUDA recorded too), `auto`, where a model's family is known,
+    `graphs` on CUDA and `fused` on a CPU, else `eager`.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
-    mode: Literal["auto", "eager", "fused", "graphs"] = "auto"
+    mode: Literal["auto", "eager", "fused", "graphs", "compile"] = "auto"
 
     def thread_count(self, target_bytes: int) -> int:
         """The number asked for; `auto`: one for a target whose weights fit a processor's cache, else all cores.

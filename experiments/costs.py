@@ -157,12 +157,13 @@ def calibrate(engine: Engine, arms: Mapping[str, Speculative], who: Mapping[str,
     No decision of a method reads them; they say what a run would take without this harness's own time.
     """
     layers = {id(view): kept for kept, view in engine.views.items()}
+    roles = {id(model): role for role, model in engine.models.items()}
     names, views = {}, {}
     for arm, decoder in arms.items():
         for reader in decoder.readers.opened():
             assert isinstance(reader, Reader)
             kept = layers.get(id(reader.model))
-            name = reader.role if kept is None else f"slim {' '.join(map(str, kept))}"
+            name = roles[id(reader.model)] if kept is None else f"slim {' '.join(map(str, kept))}"
             names[arm, reader.role] = name
             if kept is not None:
                 views[name] = kept

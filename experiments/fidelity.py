@@ -8,8 +8,7 @@ import torch
 
 from experiments.records import Row
 from viasd.engine import Engine
-from viasd.reader import widen
-from viasd.sampling import Sampling, process
+from viasd.sampling import Sampling, process, widen
 
 # Two paths through the same model differ by rounding; a top-two margin (nats) below this decides nothing.
 TIE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}

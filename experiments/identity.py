@@ -24,8 +24,10 @@ from viasd.models import Pair
 # What decides rows. Reports and tables do not, and the resolved configuration is hashed itself.
 MEASURING = (
     "arms.py",
+    "beforehand.py",
     "costs.py",
     "fidelity.py",
+    "loading.py",
     "measure.py",
     "plan.py",
     "records.py",

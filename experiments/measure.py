@@ -81,26 +81,29 @@ class Profile:
     device_seconds: dict[str, float] = field(default_factory=dict)
     rounds: list[list[Call]] = field(default_factory=lambda: [[]])  # the last one is open
 
-    def watch(self, role: str, fed: int) -> CallClock:
-        """The clock of one call."""
+    def watch(self, role: str, *fed: int) -> CallClock:
+        """The clock of one call, or of the calls of a block that is drafted in one replay, by tokens fed.
+
+        The second includes the choice of the tokens, which the replay holds too.
+        """
         return CallClock(self, role, fed)
 
     def end_round(self) -> None:
         """What is called from now on belongs to the next round."""
         self.rounds.append([])
 
-    def add(self, role: str, fed: int, seconds: float) -> None:
-        """A call has ended."""
+    def add(self, role: str, fed: Sequence[int], seconds: float) -> None:
+        """Calls have ended that took so long together."""
         self.seconds[role] = self.seconds.get(role, 0.0) + seconds
-        self.rounds[-1].append((role, fed))
+        self.rounds[-1] += [(role, tokens) for tokens in fed]
 
 
 class CallClock:
-    """Around one call, with little of its own: a generator's context manager would cost a part of a small call."""
+    """Around a call, with little of its own: a generator's context manager would cost a part of a small call."""
 
     __slots__ = ("_events", "_fed", "_profile", "_role", "_start")
 
-    def __init__(self, profile: Profile, role: str, fed: int) -> None:
+    def __init__(self, profile: Profile, role: str, fed: Sequence[int]) -> None:
         self._profile, self._role, self._fed = profile, role, fed
         self._events: list[torch.cuda.Event] = []
 
@@ -151,12 +154,13 @@ class Bench:
         self._memory |= {(row.arm, row.index + 1): row.memory for row in rows}
 
     def warm_up(self, prompt_ids: Sequence[int]) -> None:
-        """Let every arm decode a little, twice, before anything is timed."""
+        """Let every arm decode a little, twice, before anything is timed; what it needs is recorded in between."""
         short = Decode(self.decode.sampling, min(WARM_UP_TOKENS, self.decode.max_new_tokens))
-        for _ in range(2):
+        for prepare in (self.engine.prepare, lambda: None):
             for decoder in self.arms.values():
                 with suppress(Exception):  # it will fail on the examples too, and leave a row that says why
                     decoder.generate(prompt_ids, short, SeededDraws(self.seed, "warm-up", self.engine.device))
+            prepare()
         gc.collect()
         gc.freeze()  # what lives by now stays: a later collection need not look at it (0.15 s each)
 

@@ -44,6 +44,7 @@ from experiments.comparison import (
 from experiments.frontier import speedup_over_coin
 from experiments.records import Row
 from experiments.statistics import Estimate, Statistic, mean
+from viasd.routing import REGIONS
 
 Summary = dict[str, dict[str, float | dict[str, float]]]
 
@@ -186,7 +187,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "gate_fraction.<region>", "share", None, 3, "What the gate said, over all consultations; they sum to 1.",
-        lambda arm: shares(arm.detail, "regions", ("keep", "rewrite", "escalate")),
+        lambda arm: shares(arm.detail, "regions", REGIONS),
     ),
     Metric(
         "escalation_rate.<cause>", "per round", None, 3,

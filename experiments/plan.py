@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from experiments import identity
-from experiments.arms import Context, check_roles, derive
-from experiments.config import TARGET_PREFIXES, Job
+from experiments.arms import Context, Shares, check_roles, derive
+from experiments.beforehand import Beforehand
+from experiments.config import Job
 from experiments.errors import UserError
+from experiments.loading import describe, load_engine
 from experiments.measure import Prompt
-from experiments.resolve import SHARE_PROMPTS, gate_shares, resolve_masks
-from experiments.stopping import StopStrings
-from experiments.store import RunFolder, create_folder, read_json, replace_json
+from experiments.resolve import resolve_method
+from experiments.store import RunFolder
 from experiments.tasks.base import Example
-from viasd.decode import Decode
 from viasd.engine import Engine, resolve_device, resolve_dtype
 from viasd.method import Method
 from viasd.models import context_length, load_tokenizer, weights_bytes
-
-WORTH_A_BAR = 2**30  # bytes of weights: what loads in a second needs no progress bar
 
 
 @dataclasses.dataclass
@@ -54,17 +51,14 @@ class Plan:
         return load_engine(self.job, roles, self.longest)
 
 
-class SharesUnknown(Exception):
-    """A random gate needs the gate's shares, which were never measured and may not be measured now."""
-
-
 def settle(job: Job, may_measure: bool = True) -> Plan:
     """Resolve masks and arms, read the examples, name the run.
 
-    Loads models only if a random gate needs shares that are not stored yet. Raises SharesUnknown where it then may not.
+    Loads models only if something has to be measured before (experiments.beforehand) that is not stored yet. Raises
+    NotMeasured where it then may not.
     """
     check_roles(job.method, job.pair)
-    method, notice = resolve_masks(job.method, job.pair)
+    method, notice = resolve_method(job.method, job.pair)
     who = surroundings(job)
     torch.set_num_threads(who["threads"])
     tokenizer = load_tokenizer(job.pair)
@@ -72,13 +66,16 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
     everything, skipped = read_prompts(job, source, tokenizer)
     prompts = everything[: job.settings.detail_limit]
     longest = max(len(prompt.ids) for prompt in everything)  # of the whole task, so that memory does not follow limit
-    shares = GateShares(job, method, tokenizer, longest, who, may_measure)
+    before = Beforehand(job, tokenizer, longest, who, may_measure)
     told = {notice}
 
     def resolve(arm: Method) -> Method:
-        resolved, notice = resolve_masks(arm, job.pair)
+        resolved, notice = resolve_method(arm, job.pair)
         told.add(notice)
-        return resolved
+        return before.priced(resolved)
+
+    def shares() -> Shares:
+        return before.gate_shares(method)
 
     arms, notices = derive(job.settings.arms, Context(method, job.composed["method"], job.pair, shares, resolve))
     notices += [*sorted(text for text in told if text), *size_notices(job, len(source), len(everything), skipped)]
@@ -93,7 +90,7 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
     }
     folder = RunFolder(job.settings.results, identity.digest(content))
     timed = min(job.settings.limit, len(prompts))
-    return Plan(job, method, arms, prompts, timed, folder, content, tokenizer, shares.engine, notices, longest)
+    return Plan(job, method, arms, prompts, timed, folder, content, tokenizer, before.engine, notices, longest)
 
 
 def surroundings(job: Job) -> dict[str, Any]:
@@ -118,46 +115,6 @@ def size_notices(job: Job, source: int, usable: int, skipped: int) -> list[str]:
     if usable < job.settings.detail_limit:
         notices.append(f"task {name} has {usable} test examples: limit={job.settings.detail_limit} takes all")
     return notices
-
-
-@dataclasses.dataclass
-class GateShares:
-    """Measures, when asked, how often the method's gate keeps, rewrites and escalates; stored for the next time."""
-
-    job: Job
-    method: Method
-    tokenizer: Any
-    longest: int
-    who: dict[str, Any]
-    may_measure: bool
-    engine: Engine | None = None  # loaded for it, of use to the run
-
-    def __call__(self) -> tuple[float, float, float]:
-        """(keep, rewrite, escalate). Raises SharesUnknown."""
-        job = self.job
-        problems = job.task.in_seen_wording().examples("calibration", SHARE_PROMPTS)
-        calibration = [self.tokenizer(one.prompt).input_ids for one in problems]
-        asked = {
-            **self.who,
-            "method": describe(self.method),
-            "sampling": describe(job.sampling),
-            "max_new_tokens": job.task.max_new_tokens,
-            "stop_strings": job.task.stop_strings,
-            "prompts": calibration,
-            "seed": job.settings.seed,
-        }
-        path = job.settings.results / "settled" / f"gate_{identity.digest(asked)}.json"
-        stored = read_json(path)
-        if stored is None:
-            if not self.may_measure:
-                raise SharesUnknown
-            self.engine = load_engine(job, self.method.roles, max(self.longest, *map(len, calibration)))
-            decode = decode_settings(job, self.tokenizer)
-            stored = {"shares": gate_shares(self.method, self.engine, calibration, decode, job.settings.seed)}
-            create_folder(path.parent, job.settings.results)
-            replace_json(path, stored)
-        keep, rewrite, escalate = stored["shares"]
-        return keep, rewrite, escalate
 
 
 def read_prompts(job: Job, source: Sequence[Example], tokenizer: Any) -> tuple[list[Prompt], int]:
@@ -195,35 +152,3 @@ def read_prompts(job: Job, source: Sequence[Example], tokenizer: Any) -> tuple[l
             f"max_new_tokens={job.task.max_new_tokens} leaves; accepted: truncate_left, or a smaller max_new_tokens"
         )
     return prompts, too_long if job.task.too_long == "skip" else 0
-
-
-def describe(part: Any) -> Any:
-    """A spec as plain data, with the name of its class: what a yaml would say. Own classes come with their source."""
-    if dataclasses.is_dataclass(part) and not isinstance(part, type):
-        fields = {field.name: describe(getattr(part, field.name)) for field in dataclasses.fields(part)}
-        own = (
-            {} if type(part).__module__.startswith(TARGET_PREFIXES) else {"_source_": identity.source_hash(type(part))}
-        )
-        return {"_target_": f"{type(part).__module__}.{type(part).__qualname__}", **own, **fields}
-    if isinstance(part, Mapping):
-        return {key: describe(value) for key, value in part.items()}
-    if isinstance(part, list | tuple):
-        return [describe(value) for value in part]
-    return part
-
-
-def load_engine(job: Job, roles: Iterable[str], longest: int) -> Engine:
-    """The pair's models of these roles, with caches for a prompt of `longest` tokens and its output."""
-    from transformers.utils import logging as library
-
-    if not sys.stderr.isatty() or weights_bytes(job.pair.path("target")) < WORTH_A_BAR:
-        library.disable_progress_bar()
-    slots = longest + job.task.max_new_tokens
-    engine = job.engine
-    return Engine.load(job.pair, sorted({"target", *roles}), engine.device, engine.dtype, slots, engine.mode)
-
-
-def decode_settings(job: Job, tokenizer: Any) -> Decode:
-    """When a text ends: at the task's length limit, the tokenizer's end mark, or one of the task's stop strings."""
-    stop = StopStrings(tokenizer, job.task.stop_strings) if job.task.stop_strings else None
-    return Decode(job.sampling, job.task.max_new_tokens, frozenset({tokenizer.eos_token_id}), stop)

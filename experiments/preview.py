@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.beforehand import NotMeasured
 from experiments.config import Job
-from experiments.plan import Plan, SharesUnknown, settle
+from experiments.plan import Plan, settle
 from experiments.records import Row
 from experiments.report import ABSENT, text_table
 from experiments.run import missing_prompts
@@ -23,7 +24,7 @@ RUNS_READ = 20  # of them, the newest
 
 @dataclass(frozen=True)
 class Preview:
-    """One job. `run_id` is None where it depends on a random gate's shares, which were never measured.
+    """One job. `run_id` is None where it depends on gate shares or call costs that were never measured.
 
     `examples` are those asked for, `missing` those without all their rows; `seconds` is what the missing ones may take,
     None without stored rows to go by.
@@ -42,7 +43,7 @@ def preview(job: Job) -> Preview:
     """Settle a job without loading a model, and look at what is stored."""
     try:
         plan = settle(job, may_measure=False)
-    except SharesUnknown:
+    except NotMeasured:
         return Preview(job.task.name, job.method.name, len(job.settings.arms), job.settings.detail_limit)
     missing = missing_prompts(plan)
     return Preview(
@@ -99,7 +100,7 @@ def show(previews: Sequence[Preview]) -> str:
     whole = "" if len(known) == len(previews) else f" for {len(known)} of them, unknown for the others"
     text = f"{text_table(cells, lead=3)}\n{len(previews)} jobs, about {duration(sum(known))}{whole}"
     if any(one.run_id is None for one in previews):
-        text += "\nrun -: named by the shares of its random gate, which are measured when it starts"
+        text += "\nrun -: named by gate shares or call costs, which are measured when it starts"
     return text
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from viasd.decode import Generation, Round
+from viasd.routing import REGIONS
 
 SCHEMA_VERSION = 1
 Call = tuple[str, int]  # reader's role, tokens fed
@@ -51,9 +52,10 @@ class Row:
     discarded: int = 0
     cut: int = 0
     target_rejected: int = 0
+    withdrawn: int = 0  # provisional tokens that the target took back (mode exact)
     tiers: dict[str, int] = field(default_factory=dict)  # judged tokens by tier: draft, slim, target
     sources: dict[str, int] = field(default_factory=dict)  # committed tokens by source: draft, slim, target
-    regions: dict[str, int] = field(default_factory=dict)  # gate consultations: keep, rewrite, escalate
+    regions: dict[str, int] = field(default_factory=dict)  # gate consultations by region of viasd.routing
     escalations: dict[str, int] = field(default_factory=dict)  # rounds: gate, forced
     drafted_at: list[int] = field(default_factory=list)  # rounds that drafted position 0, 1, ...
     judged_at: list[int] = field(default_factory=list)  # rounds that judged it
@@ -94,13 +96,14 @@ def count_rounds(row: Row, generation: Generation) -> None:
     row.new_tokens = len(generation.token_ids)
     row.finish_reason = generation.finish_reason
     row.rounds = len(rounds)
-    for name in ("drafted", "judged", "rejected", "unjudged", "discarded", "cut", "target_rejected"):
+    for name in ("drafted", "judged", "rejected", "unjudged", "discarded", "cut", "target_rejected", "withdrawn"):
         setattr(row, name, sum(getattr(one, name) for one in rounds))
     row.tiers = _counted(tier for one in rounds for tier in one.tiers)
     row.sources = _counted(source for one in rounds for source in one.sources)
     row.escalations = _counted(one.escalation for one in rounds if one.escalation is not None)
-    totals = [sum(one.regions[k] for one in rounds if one.regions is not None) for k in range(3)]
-    row.regions = dict(zip(("keep", "rewrite", "escalate"), totals, strict=True)) if any(totals) else {}
+    totals = [sum(one.regions[k] for one in rounds if one.regions is not None) for k in range(len(REGIONS))]
+    asked = dict(zip(REGIONS, totals, strict=True)) if any(totals) else {}
+    row.regions = {name: count for name, count in asked.items() if count or name != "judge"}
     row.drafted_at, row.judged_at, row.accepted_at = by_position(rounds)
     row.calls, row.fed = dict(generation.calls), dict(generation.fed)
     audits = [value for one in rounds for value in one.audits or []]
@@ -126,8 +129,11 @@ def by_position(rounds: Sequence[Round]) -> tuple[list[int], list[int], list[int
     """How many rounds drafted, judged and kept each draft position."""
     longest = max((one.drafted for one in rounds), default=0)
     drafted = [sum(one.drafted > i for one in rounds) for i in range(longest)]
-    judged = [sum(one.judged > i for one in rounds) for i in range(longest)]
-    accepted = [sum(one.judged - one.rejected > i for one in rounds) for i in range(longest)]
+    judged, accepted = [0] * longest, [0] * longest
+    for one in rounds:
+        for place, kept in one.judgments:
+            judged[place] += 1
+            accepted[place] += kept
     return drafted, judged, accepted
 
 

@@ -12,22 +12,76 @@ from experiments.errors import UserError
 from experiments.identity import model_hash
 from viasd.decode import Decode
 from viasd.engine import Engine
+from viasd.gates import LearnedGate
+from viasd.hierarchical import Hierarchical, SlimTier
 from viasd.method import Method
-from viasd.models import Pair, even_mask, locate, random_mask, read_mask
+from viasd.models import Pair, early_exit_mask, even_mask, locate, random_mask, read_mask
+from viasd.routing import ESCALATE, JUDGE, REWRITE
 from viasd.sampling import SeededDraws
-from viasd.verification import Hierarchical, RuleVerifier, SlimView
+from viasd.verification import Intermediate, PairModel, RuleVerifier, SlimView
 
 SHARE_PROMPTS = 12  # calibration prompts from which a random gate takes its shares
 
 
-def resolve_masks(method: Method, pair: Pair) -> tuple[Method, str | None]:
-    """The method with its mask as a list of kept layers, and a notice where `auto` found no searched one."""
+def resolve_method(method: Method, pair: Pair) -> tuple[Method, str | None]:
+    """The method with its masks as lists of kept layers and its gates' weights read.
+
+    A notice says where `auto` found no searched mask.
+    """
     verifier = method.verifier
-    if not isinstance(verifier, Hierarchical | RuleVerifier) or verifier.slim is None:
-        return method, None
-    kept, notice = resolve_mask(verifier.slim, pair)
-    slim = dataclasses.replace(verifier.slim, mask=kept)
-    return dataclasses.replace(method, verifier=dataclasses.replace(verifier, slim=slim)), notice
+    if isinstance(verifier, Hierarchical):
+        settled = [_resolve_tier(tier, pair) for tier in verifier.tiers]
+        (first, *above), notices = [tier for tier, _ in settled], {notice for _, notice in settled if notice}
+        verifier = dataclasses.replace(verifier, gate=first.gate, slim=first.slim, above=above)
+        return dataclasses.replace(method, verifier=verifier), "; ".join(sorted(notices)) or None
+    if isinstance(verifier, RuleVerifier) and isinstance(verifier.slim, SlimView):
+        kept, notice = resolve_mask(verifier.slim, pair)
+        slim = dataclasses.replace(verifier.slim, mask=kept)
+        return dataclasses.replace(method, verifier=dataclasses.replace(verifier, slim=slim)), notice
+    return method, None
+
+
+def _resolve_tier(tier: SlimTier, pair: Pair) -> tuple[SlimTier, str | None]:
+    slim, gate, notice = tier.slim, tier.gate, None
+    if isinstance(slim, SlimView):
+        kept, notice = resolve_mask(slim, pair)
+        slim = dataclasses.replace(slim, mask=kept)
+    if isinstance(gate, LearnedGate) and isinstance(gate.weights, str):
+        gate = read_gate(gate, slim, pair)
+    return SlimTier(gate=gate, slim=slim), notice
+
+
+def read_gate(gate: LearnedGate, slim: Intermediate, pair: Pair) -> LearnedGate:
+    """The gate with its weights from a file: the one it names, or with `auto` the pair's for this target and mask.
+
+    Raises UserError where there is none, or where it was trained for another target or slim verifier.
+    """
+    owner = {"target_hash": model_hash(pair.path("target")), "slim": describe_slim(slim)}
+    names = pair.gates if gate.weights == "auto" else [str(gate.weights)]
+    found = [read_json_file(name, "gate.weights") for name in names]
+    fitting = [content for content in found if all(content.get(key) == value for key, value in owner.items())]
+    if not fitting:
+        raise UserError(
+            f"gate.weights={gate.weights}: no weights for this target and slim verifier ({owner['slim']}); accepted: a "
+            f"file of scripts/train_gate.py made for them (pair {pair.name} has {len(pair.gates)})"
+        )
+    return dataclasses.replace(gate, weights=fitting[0]["weights"], bonus_weights=fitting[0]["bonus_weights"])
+
+
+def describe_slim(slim: Intermediate) -> str:
+    """A slim verifier in a few words: the layers it keeps, or the role of its model."""
+    if isinstance(slim, SlimView):
+        return f"layers {' '.join(map(str, slim.mask))}, {slim.cache}"
+    return f"model {slim.role}" if isinstance(slim, PairModel) else type(slim).__qualname__
+
+
+def read_json_file(name: str, key: str) -> dict[str, Any]:
+    """A JSON file that a setting names. Raises UserError where there is none."""
+    try:
+        content: dict[str, Any] = json.loads(locate(name).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {name}: not a readable file ({error}); accepted: JSON files") from error
+    return content
 
 
 def resolve_mask(slim: SlimView, pair: Pair) -> tuple[list[int], str | None]:
@@ -37,6 +91,8 @@ def resolve_mask(slim: SlimView, pair: Pair) -> tuple[list[int], str | None]:
         if slim.mask != sorted(set(slim.mask)) or not slim.mask or slim.mask[0] < 0 or slim.mask[-1] >= layers:
             raise UserError(f"mask={slim.mask}: accepted: ascending layer numbers from 0 to {layers - 1}")
         return slim.mask, None
+    if slim.mask == "early_exit":
+        return early_exit_mask(layers, slim.skip_ratio), None
     if slim.mask == "even":
         return even_mask(layers, slim.skip_ratio, slim.keep_ends), None
     if slim.mask == "random":
@@ -55,11 +111,7 @@ def resolve_mask(slim: SlimView, pair: Pair) -> tuple[list[int], str | None]:
 
 def mask_owner(name: str) -> str | None:
     """The model that a mask file of the pair was made for. Raises UserError when there is no such file."""
-    try:
-        content: dict[str, Any] = json.loads(locate(name).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"pair.masks: {name}: not a readable mask file ({error}); accepted: JSON files") from error
-    return content.get("target_hash")
+    return read_json_file(name, "pair.masks").get("target_hash")
 
 
 def target_layers(pair: Pair) -> int:
@@ -70,14 +122,14 @@ def target_layers(pair: Pair) -> int:
 
 def gate_shares(
     method: Method, engine: Engine, prompts: Sequence[Sequence[int]], decode: Decode, seed: int
-) -> tuple[float, float, float]:
-    """Shares (keep, rewrite, escalate) of the method's gate on calibration prompts, to four places, summing to 1."""
+) -> tuple[float, float, float, float]:
+    """Shares of the gate's regions (in their order) on calibration prompts, to four places, summing to 1."""
     decoder = method.open(engine)
     counts: Counter[int] = Counter()
     for index, prompt in enumerate(prompts):
         draws = SeededDraws(seed, f"calibration-{index}", engine.device)
         for record in decoder.generate(prompt, decode, draws).rounds:
-            counts.update(dict(enumerate(record.regions or (0, 0, 0))))
+            counts.update(dict(enumerate(record.regions or ())))
     total = sum(counts.values()) or 1
-    rewrite, escalate = round(counts[1] / total, 4), round(counts[2] / total, 4)
-    return round(1 - rewrite - escalate, 4), rewrite, escalate
+    rewrite, escalate, judge = (round(counts[region] / total, 4) for region in (REWRITE, ESCALATE, JUDGE))
+    return round(1 - rewrite - escalate - judge, 4), rewrite, escalate, judge

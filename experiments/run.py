@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from experiments.tracking import Tracker
 
 PREVIEWS: list[Preview] = []  # the jobs of this process, where they are only planned
-CALIBRATED = ("pair", "device", "dtype", "threads", "mode", "versions", "code_hash")  # what call costs belong to
 FINISHED: list[Plan] = []  # the runs of this process, for what is said of all of them at the end
 
 
@@ -84,9 +83,10 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker) -> None:
     from tqdm import tqdm
 
     from experiments import identity
+    from experiments.beforehand import CALIBRATED
     from experiments.costs import calibrate
+    from experiments.loading import decode_settings
     from experiments.measure import Bench, memory
-    from experiments.plan import decode_settings
 
     job = plan.job
     log_to(plan.folder.log_path)

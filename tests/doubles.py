@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from viasd.blocks import DraftedBlock, draft_by_steps
 from viasd.decode import Decode, Draft, Drafter, Generation, RowReader, Speculative, State, Verdict
 from viasd.method import Method
-from viasd.sampling import Sampling, Stream
+from viasd.sampling import Draws, Sampling, Stream
 
 Outcome = tuple[int, ...]
 PROMPT = [0, 2]
@@ -82,6 +83,9 @@ class TableReader:
         rows = [self.tables.logits(self.role, sequence[: end + 1]) for end in range(stop - last, stop)]
         return torch.tensor(rows, dtype=torch.float64)
 
+    def draft_on(self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws) -> DraftedBlock:
+        return draft_by_steps(self, ids, stop, steps, sampling, draws)
+
 
 class TableReaders:
     """The Readers protocol, and the only thing a Method asks of an engine: `readers()`."""
@@ -94,13 +98,20 @@ class TableReaders:
     def readers(self) -> TableReaders:
         return TableReaders(self.tables)
 
-    def get(self, role: str) -> TableReader:
-        return self._readers.setdefault(role, TableReader(role, self.tables, {}))
+    def get(self, role: str, name: str | None = None) -> TableReader:
+        name = name or role
+        return self._readers.setdefault(name, TableReader(name, self.tables, {}))
 
-    def slim(self, kept: Sequence[int], cache: str) -> TableReader:
-        stronger = self.get("target") if cache == "shared" else None
-        slots = stronger.slots if stronger else {}
-        return self._readers.setdefault("slim", TableReader("slim", self.tables, slots, stronger))
+    def slim(
+        self, kept: Sequence[int], cache: str, role: str = "slim", stronger: RowReader | None = None
+    ) -> TableReader:
+        target = self.get("target")
+        leans_on: TableReader | None = None
+        if cache == "shared":
+            shares = isinstance(stronger, TableReader) and stronger.slots is target.slots
+            leans_on = stronger if shares else target  # type: ignore[assignment]
+        slots = leans_on.slots if leans_on else {}
+        return self._readers.setdefault(role, TableReader(role, self.tables, slots, leans_on))
 
     def opened(self) -> Sequence[RowReader]:
         return list(self._readers.values())

@@ -16,6 +16,7 @@ from baselines.controls import CoinMix, Unverified
 from viasd.decode import Decode, Generation, Speculative
 from viasd.drafting import DraftModel, FixedLength
 from viasd.engine import Engine, Mode
+from viasd.hierarchical import Hierarchical
 from viasd.kv_cache import SlotCache
 from viasd.masks import BLOCK, MaskBank
 from viasd.method import Method
@@ -23,7 +24,7 @@ from viasd.models import make_view
 from viasd.reader import Reader
 from viasd.routing import Gate, RandomGate, RatioGate
 from viasd.sampling import Sampling, SeededDraws
-from viasd.verification import Hierarchical, RuleVerifier, SlimView
+from viasd.verification import RuleVerifier, SlimView
 
 PROMPT = torch.randint(3, VOCABULARY, (WINDOW + 3,), generator=torch.Generator().manual_seed(2)).tolist()
 KEPT = [0, 2, 3]

@@ -13,10 +13,11 @@ from baselines.controls import CoinMix, Unverified
 from viasd.decode import Decode, Generation
 from viasd.drafting import DraftModel, FixedLength
 from viasd.engine import Engine
+from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.routing import RatioGate
 from viasd.sampling import Sampling, SeededDraws
-from viasd.verification import Hierarchical, RuleVerifier, SlimView
+from viasd.verification import RuleVerifier, SlimView
 
 PROMPT = torch.randint(3, VOCABULARY, (WINDOW + 4,), generator=torch.Generator().manual_seed(4)).tolist()
 NEW_TOKENS = 18

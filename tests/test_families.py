@@ -15,10 +15,11 @@ from doubles import DraftSpy, check_counts, spy_on
 from viasd.decode import Decode, Generation
 from viasd.drafting import DraftModel, FixedLength, NoDrafter
 from viasd.engine import Engine
+from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.routing import RandomGate
 from viasd.sampling import Sampling, SeededDraws
-from viasd.verification import Hierarchical, RuleVerifier, SlimView
+from viasd.verification import RuleVerifier, SlimView
 
 PROMPT = torch.randint(3, VOCABULARY, (WINDOW + 4,), generator=torch.Generator().manual_seed(1)).tolist()
 NEW_TOKENS = 22  # not a multiple of a block and its bonus: the limit falls inside a block

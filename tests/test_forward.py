@@ -95,7 +95,7 @@ def test_weights_are_shared_with_the_modules() -> None:
     for name, weight in before.named_parameters():
         assert torch.equal(weight, model.get_parameter(name)), name
     attention, layer = model.model.layers[1].self_attn, forward._layers[1]
-    joined = layer._qkv
+    joined = layer.weights.qkv
     assert attention.q_proj.weight.data_ptr() == joined.data_ptr()
     assert attention.v_proj.weight.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
     view = engine.forward(engine.view(KEPT), "target")

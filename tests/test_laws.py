@@ -24,14 +24,15 @@ from doubles import (
 from torch import Tensor
 
 from baselines.controls import CoinMix, Unverified
-from viasd import verification
+from viasd import judging, slim, verification
 from viasd.decode import Generation
 from viasd.drafting import DraftModel, FixedLength, NoDrafter
+from viasd.hierarchical import Hierarchical
 from viasd.method import Method
-from viasd.routing import Gate, RandomGate, RatioGate
+from viasd.routing import Evidence, Gate, RandomGate, RatioGate
 from viasd.rules import ChainVerdict, RuleRows, judge_chain
 from viasd.sampling import Draws, Sampling, process
-from viasd.verification import Hierarchical, RuleVerifier, SlimView, VerifierSpec
+from viasd.verification import RuleVerifier, SlimView, VerifierSpec
 
 TOKENS = 3
 EXACT = 1e-9
@@ -442,8 +443,8 @@ def test_fidelity_estimates_the_distance_from_the_target(name: str) -> None:
 class BlindEscalation(RatioGate):
     """The mistake: the escalated position is tested with the plain draft row."""
 
-    def shares(self, logits: Tensor) -> Tensor:
-        return torch.ones(3, *logits.shape, dtype=logits.dtype)
+    def shares(self, evidence: Evidence) -> Tensor:
+        return torch.ones(4, *evidence.slim.shape, dtype=evidence.slim.dtype)
 
 
 def raw_bonus(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -464,9 +465,11 @@ def mutated_difference(name: str, method: str, patch: pytest.MonkeyPatch) -> flo
     """How far a mistake moves the law from the stated one."""
     tables, gate, draws_class = Tables(7), SWAPPED, BranchingDraws
     if name == "bonus_ignores_temperature":
-        patch.setattr(verification, "process", raw_bonus)
+        for module in (verification, judging, slim):
+            patch.setattr(module, "process", raw_bonus)
     elif name == "residual_is_target":
-        patch.setattr(verification, "judge_chain", redrawn_from_target)
+        for module in (verification, judging):
+            patch.setattr(module, "judge_chain", redrawn_from_target)
     elif name == "coin_is_reused":
         draws_class = ReusedCoinDraws
     else:

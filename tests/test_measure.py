@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from experiments.measure import Bench, NaNLogits, Profile
+from viasd.decode import Decode
 from viasd.reader import Probe
+from viasd.sampling import Sampling
 
 LOG: list[str] = []
 
@@ -45,6 +47,24 @@ def test_a_processor_has_one_clock() -> None:
     with profile.watch("draft", 1):
         pass
     assert profile.device_seconds == {} and list(profile.seconds) == ["draft"]
+
+
+def test_a_block_is_one_time_and_as_many_calls_as_it_holds() -> None:
+    profile = Profile(torch.device("cpu"))
+    with profile.watch("draft", 2, 1, 1):
+        pass
+    profile.end_round()
+    assert profile.rounds == [[("draft", 2), ("draft", 1), ("draft", 1)], []] and list(profile.seconds) == ["draft"]
+
+
+def test_warming_up_prepares_the_engine_between_two_passes() -> None:
+    log: list[str] = []
+    bench = object.__new__(Bench)
+    bench.engine = SimpleNamespace(prepare=lambda: log.append("prepare"), device="cpu")  # type: ignore[assignment]
+    bench.arms = {"a": SimpleNamespace(generate=lambda *_: log.append("decode"))}  # type: ignore[dict-item]
+    bench.decode, bench.seed = Decode(Sampling(), 4), 0
+    bench.warm_up([1])
+    assert log == ["decode", "prepare", "decode"]
 
 
 def test_nan_is_told_by_its_reader_also_as_the_cause_of_another_error_but_not_of_ctrl_c() -> None:

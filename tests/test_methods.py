@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.arms import Context, derive
 from experiments.config import CHECKOUT, build, make
 from experiments.errors import UserError, exit_code, one_line
+from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.models import Pair
-from viasd.verification import Hierarchical
 
 METHODS = sorted(path.stem for path in (CHECKOUT / "conf" / "method").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (CHECKOUT / "conf" / "task").glob("*.yaml"))
@@ -67,7 +67,7 @@ def derived(
 ) -> tuple[dict[str, Method], list[str]]:
     composed: Any = OmegaConf.to_container(compose("config", list(overrides))["method"])
     method = make(OmegaConf.create(composed), "method")
-    return derive(names, Context(method, composed, pair, lambda: (0.5, 0.3, 0.2)))
+    return derive(names, Context(method, composed, pair, lambda: (0.5, 0.3, 0.2, 0.0)))
 
 
 def test_controls_follow_the_methods_overrides() -> None:

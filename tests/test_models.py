@@ -28,8 +28,7 @@ from viasd.models import (
     read_mask,
     skipped_count,
 )
-from viasd.reader import widen
-from viasd.sampling import Sampling, SeededDraws, process
+from viasd.sampling import Sampling, SeededDraws, process, widen
 from viasd.verification import RuleVerifier
 
 TOKENS = [f"t{index}" for index in range(20)]

@@ -28,11 +28,12 @@ from experiments.probing.vocabulary import compare_vocabularies
 from viasd.decode import Decode, Generation
 from viasd.drafting import DraftModel, FixedLength
 from viasd.engine import Engine
+from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.models import Pair
 from viasd.routing import RatioGate
 from viasd.sampling import Sampling, SeededDraws
-from viasd.verification import Hierarchical, SlimView
+from viasd.verification import SlimView
 
 LENGTHS = [1, 2, 3, 5]
 TEXT = [5, 9, 2, 11, 7]

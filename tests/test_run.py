@@ -166,7 +166,7 @@ def test_failed_example_is_a_row_and_an_exit_code(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("viasd.verification.HierarchicalJudge.judge", fail)
+    monkeypatch.setattr("viasd.hierarchical.HierarchicalJudge.judge", fail)
     code, _, err = run(capsys, tmp_path)
     assert code == 1 and "out of luck" in err and len(err.strip().splitlines()) == 1
     folder = only_run(tmp_path)

@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from baselines.controls import CoinMix, Unverified
 from viasd.decode import Decode, Draft, Generation, Round, State, Verdict
 from viasd.drafting import DraftModel, FixedLength
+from viasd.hierarchical import Hierarchical
 from viasd.method import Method
-from viasd.routing import ESCALATE, KEEP, READINGS, REWRITE, RandomGate, RatioGate
+from viasd.routing import ESCALATE, KEEP, READINGS, REWRITE, Evidence, RandomGate, RatioGate
 from viasd.sampling import Sampling, SeededDraws, process
-from viasd.verification import Hierarchical, RuleVerifier, SlimView
+from viasd.verification import RuleVerifier, SlimView
 
 EOS = 9
 BUSY = RandomGate(keep=0.5, rewrite=0.25, escalate=0.25)
@@ -253,7 +254,7 @@ def test_tiers_sources_and_regions(name: str) -> None:
             elif equal_rewrites and equal_rewrites[0] < round_.committed - 1:
                 seen.add("went on")
             assert round_.sources[: round_.judged] == round_.tiers
-            keep, rewrite, escalate = round_.regions or (0, 0, 0)
+            keep, rewrite, escalate, _ = round_.regions or (0, 0, 0, 0)
             assert keep == round_.tiers.count("draft")
             assert rewrite == round_.tiers.count("slim")
             by_target = round_.tiers.count("target")
@@ -343,9 +344,9 @@ def test_ratio_gate_by_definition(reading: Any) -> None:
     ratio = (logits.softmax(-1) / logits.softmax(-1).amax(-1, keepdim=True))[torch.arange(200), tokens]
     accept, escalate = READINGS[reading]
     expected = [KEEP if r >= accept else REWRITE if r >= escalate else ESCALATE for r in ratio.tolist()]
-    regions = gate.classify(logits, tokens, SeededDraws(0, "a"))
+    regions = gate.classify(Evidence(logits), tokens, SeededDraws(0, "a"))
     assert regions.tolist() == expected
-    shares = gate.shares(logits)
+    shares = gate.shares(Evidence(logits))
     assert torch.equal(shares.argmax(0)[torch.arange(200), tokens], regions)
     assert torch.equal(shares.sum(0), torch.ones_like(logits))
     assert set(expected) == ({KEEP, ESCALATE} if reading == "literal" else {KEEP, REWRITE, ESCALATE})
@@ -356,27 +357,32 @@ def test_explicit_thresholds_win() -> None:
     assert RatioGate(accept_ratio=0.9, escalate_ratio=0).thresholds == (0.9, 0)
     assert (gate_logits().shape[0], 0) == accept_all_counts(RatioGate(accept_ratio=0, escalate_ratio=0))
     top = gate_logits().argmax(-1)
-    assert RatioGate(accept_ratio=1, escalate_ratio=1).classify(gate_logits(), top, SeededDraws(0, "a")).eq(KEEP).all()
+    assert (
+        RatioGate(accept_ratio=1, escalate_ratio=1)
+        .classify(Evidence(gate_logits()), top, SeededDraws(0, "a"))
+        .eq(KEEP)
+        .all()
+    )
 
 
 def accept_all_counts(gate: RatioGate) -> tuple[int, int]:
-    regions = gate.classify(gate_logits(), torch.arange(200) % 12, SeededDraws(0, "a"))
+    regions = gate.classify(Evidence(gate_logits()), torch.arange(200) % 12, SeededDraws(0, "a"))
     return int(regions.eq(KEEP).sum()), int(regions.ne(KEEP).sum())
 
 
 def test_ids_the_model_lacks_are_escalated() -> None:
     logits = torch.tensor([[0.0, 1.0, -torch.inf]])
-    assert RatioGate().classify(logits, torch.tensor([2]), SeededDraws(0, "a")).tolist() == [ESCALATE]
-    assert RatioGate().shares(logits)[:, 0, 2].tolist() == [0, 0, 1]
+    assert RatioGate().classify(Evidence(logits), torch.tensor([2]), SeededDraws(0, "a")).tolist() == [ESCALATE]
+    assert RatioGate().shares(Evidence(logits))[:, 0, 2].tolist() == [0, 0, 1, 0]
 
 
 def test_random_gate_has_its_shares_and_is_blind() -> None:
     gate = RandomGate(keep=0.2, rewrite=0.3, escalate=0.5)
     logits = torch.zeros(6_000, 3)
-    regions = gate.classify(logits, torch.zeros(6_000, dtype=torch.long), SeededDraws(0, "a"))
+    regions = gate.classify(Evidence(logits), torch.zeros(6_000, dtype=torch.long), SeededDraws(0, "a"))
     assert torch.bincount(regions).tolist() == pytest.approx([1_200, 1_800, 3_000], rel=0.1)
-    expected = torch.tensor([0.2, 0.3, 0.5])[:, None, None].expand(3, 2, 3)
-    assert torch.equal(gate.shares(logits[:2]), expected)
+    expected = torch.tensor([0.2, 0.3, 0.5, 0])[:, None, None].expand(4, 2, 3)
+    assert torch.equal(gate.shares(Evidence(logits[:2])), expected)
 
 
 # --- configuration ------------------------------------------------------------------------------------------------
@@ -389,14 +395,14 @@ def test_random_gate_has_its_shares_and_is_blind() -> None:
         (lambda: RatioGate(reading="direct", escalate_ratio=0.6), r"escalate_ratio=0\.6 exceeds accept_ratio=0\.5"),
         (lambda: RatioGate(reading="exact"), "reading"),  # type: ignore[arg-type]
         (lambda: RatioGate(accept_ratio=1.2), "accept_ratio"),
-        (lambda: RandomGate(keep=0.5, rewrite=0.5, escalate=0.5), r"keep \+ rewrite \+ escalate = 1\.5"),
+        (lambda: RandomGate(keep=0.5, rewrite=0.5, escalate=0.5), r"keep \+ rewrite \+ escalate \+ judge = 1\.5"),
         (lambda: FixedLength(length="five"), "length"),  # type: ignore[arg-type]
         (lambda: FixedLength(length=-1), "length"),
         (lambda: FixedLength(lenght=5), "lenght"),  # type: ignore[call-arg]
         (lambda: Hierarchical(gate=BUSY, max_pending=0), "max_pending"),
         (lambda: Hierarchical(gate=BUSY, bonus="target"), "bonus"),  # type: ignore[arg-type]
         (lambda: Hierarchical(gate="ratio"), "gate"),  # type: ignore[arg-type]
-        (lambda: Hierarchical(gate=BUSY, mode="exact"), "mode"),  # type: ignore[arg-type]
+        (lambda: Hierarchical(gate=BUSY, mode="strict"), "mode"),  # type: ignore[arg-type]
         (lambda: Hierarchical(), "gate"),  # type: ignore[call-arg]
         (lambda: SlimView(cache="own"), "cache"),  # type: ignore[arg-type]
         (lambda: SlimView(skip_ratio=1.0), "skip_ratio"),

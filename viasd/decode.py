@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from viasd.blocks import DraftedBlock
 from viasd.sampling import Draws, Sampling
 
 Tier = Literal["draft", "slim", "target"]
@@ -27,14 +28,17 @@ class RowReader(Protocol):
     def read(self) -> int: ...
     def start(self) -> None: ...
     def feed(self, ids: Tensor, stop: int, last: int) -> Tensor: ...
+    def draft_on(self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws) -> DraftedBlock: ...
     def rewind(self, length: int) -> None: ...
 
 
 class Readers(Protocol):
     """The readers that one decoder opened, by role."""
 
-    def get(self, role: str) -> RowReader: ...
-    def slim(self, kept: Sequence[int], cache: str) -> RowReader: ...
+    def get(self, role: str, name: str | None = None) -> RowReader: ...
+    def slim(
+        self, kept: Sequence[int], cache: str, role: str = "slim", stronger: RowReader | None = None
+    ) -> RowReader: ...
     def opened(self) -> Sequence[RowReader]: ...
     @property
     def device(self) -> torch.device: ...
@@ -58,23 +62,44 @@ class Decode:
 
 @dataclass
 class Draft:
-    """Tokens [n] drawn from exactly `rows` [n, V] (processed). `parents` [n]: index of the parent, -1 the root."""
+    """Tokens [n] drawn from exactly `rows` [n, V] (processed). `parents` [n]: index of the parent, -1 the root.
+
+    `logits` [n, V]: the drafter's raw rows, where it has any.
+    """
 
     tokens: Tensor
     rows: Tensor
     parents: Tensor
+    logits: Tensor | None = None
 
     @property
     def length(self) -> int:
         return self.tokens.shape[0]
 
     @classmethod
-    def chain(cls, tokens: Tensor, rows: Tensor) -> Draft:
-        return cls(tokens, rows, torch.arange(-1, tokens.shape[0] - 1, device=tokens.device))
+    def chain(cls, tokens: Tensor, rows: Tensor, logits: Tensor | None = None) -> Draft:
+        return cls(tokens, rows, torch.arange(-1, tokens.shape[0] - 1, device=tokens.device), logits)
 
     @classmethod
     def empty(cls, device: torch.device) -> Draft:
         return cls.chain(torch.zeros(0, dtype=torch.long, device=device), torch.zeros(0, 0, device=device))
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A provisional token: a slim verifier decided it and the target may take it back (mode exact).
+
+    `drafted` is the token that was drafted in its `place` of the block; None: behind the draft. `row` [V] is the law
+    that wrote it, given that the position was not left to the target (None at temperature 0). `promise`: its bin
+    (viasd.calling).
+    """
+
+    token: int
+    tier: Tier
+    place: int
+    drafted: int | None
+    row: Tensor | None = None
+    promise: int = 0
 
 
 @dataclass
@@ -85,6 +110,8 @@ class Verdict:
     `sources` and, when recorded, `laws` (probability of the token under the law that wrote it): one per token.
     `kept`: leading tokens equal to the drafted ones. `unjudged`: tokens committed without a verdict.
     `target_ruled`: how many leading tokens the target has read or written when the round ends; None: it did not run.
+    `guesses`: provisional tokens, in place of `tokens`. `confirmed`: provisional tokens of earlier rounds that are
+    output before `tokens`, the first ones; `withdrawn`: the others, taken back.
     """
 
     tokens: list[int]
@@ -94,14 +121,20 @@ class Verdict:
     unjudged: int = 0
     target_ruled: int | None = None
     escalation: Literal["gate", "forced"] | None = None
-    regions: tuple[int, int, int] | None = None  # gate consultations that said keep, rewrite, escalate
+    regions: tuple[int, ...] | None = None  # gate consultations by region: keep, rewrite, escalate, judge
     laws: list[float] | None = None
+    guesses: list[Guess] = field(default_factory=list)
+    confirmed: int = 0
+    withdrawn: int = 0
     audits: list[float] | None = None  # min(1, target / law) of pending tokens when the target ran over them
 
 
 @dataclass
 class Round:
-    """The record of one round, after stops and limits cut it. Counts as DESIGN section 2 defines them."""
+    """The record of one round, after stops and limits cut it. Counts as DESIGN section 2 defines them.
+
+    Provisional tokens are counted in the round that confirms them or takes them back.
+    """
 
     prefix: int  # committed ids before the round, prompt included
     drafted: int
@@ -116,8 +149,17 @@ class Round:
     sources: list[Source]
     pending: int  # committed tokens the target has not ruled on, after the round
     escalation: str | None
-    regions: tuple[int, int, int] | None
+    regions: tuple[int, ...] | None
     audits: list[float] | None
+    withdrawn: int = 0  # provisional tokens taken back
+    settled: list[tuple[int, bool]] = field(default_factory=list)  # earlier provisional tokens: place in block, kept
+
+    @property
+    def judgments(self) -> list[tuple[int, bool]]:
+        """Of every judged token, its place in its block and whether the drafted token was kept."""
+        own = self.judged - len(self.settled)
+        changed = self.rejected - sum(not kept for _, kept in self.settled)
+        return self.settled + [(place, place < own - changed) for place in range(own)]
 
 
 @dataclass
@@ -135,7 +177,8 @@ class Generation:
 class State:
     """One sequence being decoded: its ids, how far the target has ruled, its rounds. Only `commit` writes ids.
 
-    `ids` [capacity]: the first `length` are committed; drafters stage their tokens behind them.
+    `ids` [capacity]: the first `length` stand; behind them are drafted tokens, where readers find them. The last of
+    those that stand may be `provisional`: no output yet, and `ended` if they would complete the text.
     """
 
     def __init__(
@@ -146,12 +189,14 @@ class State:
         self.decode, self.draws, self.detail = decode, draws, detail
         self.prompt_length = self.length = self.confirmed = len(prompt_ids)
         self.output: list[int] = []
+        self.provisional: list[Guess] = []
+        self.ended = False
         self.laws: list[float] = []
         self.rounds: list[Round] = []
         self.finish_reason: FinishReason | None = None
         self._readers = readers
         self.ids = torch.zeros(len(prompt_ids) + decode.max_new_tokens, dtype=torch.long, device=readers.device)
-        self.ids[: self.length] = torch.tensor(list(prompt_ids), dtype=torch.long)
+        put(list(prompt_ids), self.ids[: self.length])
 
     @property
     def greedy(self) -> bool:
@@ -160,42 +205,39 @@ class State:
 
     @property
     def remaining(self) -> int:
-        """Tokens that may still be output."""
-        return self.decode.max_new_tokens - len(self.output)
+        """Tokens that may still be written."""
+        return 0 if self.ended else self.decode.max_new_tokens - len(self.output) - len(self.provisional)
 
     @property
     def pending(self) -> int:
-        """Committed tokens that the target has neither read nor written."""
+        """Committed or provisional tokens that the target has neither read nor written."""
         return self.length - self.confirmed
-
-    def stage(self, offset: int, token: Tensor) -> None:
-        """Put a drafted token [1] `offset` places behind the committed ids, where readers find it."""
-        at = self.length + offset
-        self.ids[at : at + 1] = token
 
     def commit(self, draft: Draft, verdict: Verdict) -> Round:
         """Output the verdict's tokens up to the first stop, and rewind every reader to the ids that still stand."""
-        count = self._accept_until_stop(verdict.tokens)
-        before = self.length
-        ended_early = count < len(verdict.tokens)
-        tiers = verdict.tiers[:count]
-        unjudged = min(verdict.unjudged, count)
+        record = self._guess(draft, verdict) if verdict.guesses else self._output(draft, verdict)
+        self.rounds.append(record)
+        return record
+
+    def _output(self, draft: Draft, verdict: Verdict) -> Round:
+        settled, self.provisional, self.ended = self.provisional, [], False
+        before, confirmed = self.length - len(settled), verdict.confirmed
+        tokens = [guess.token for guess in settled[:confirmed]] + verdict.tokens
+        count = self._accept_until_stop(tokens)
+        fresh = max(0, count - confirmed)  # of this round's own tokens
+        tiers, kept, unjudged = verdict.tiers[:fresh], min(verdict.kept, fresh), min(verdict.unjudged, fresh)
         dropped = draft.length - len(tiers) - unjudged
-        kept = min(verdict.kept, count)
         audits = verdict.audits
         if audits is not None:  # the last of them are of this round's tokens; those that a stop dropped do not count
-            dropped_audits = sum(source != "target" for source in verdict.sources[count : verdict.kept + 1])
+            dropped_audits = sum(source != "target" for source in verdict.sources[fresh : verdict.kept + 1])
             audits = audits[: len(audits) - dropped_audits]
-        self.ids[before : before + count] = torch.tensor(verdict.tokens[:count], dtype=torch.long)
-        self.length = before + count
+        self._write(before, tokens[:count], min(confirmed, count) + kept)
         if verdict.target_ruled is not None:
-            self.confirmed = before + min(verdict.target_ruled, count)
-        for reader in self._readers.opened():
-            reader.rewind(min(before + kept, self.length - 1))
-        if self.detail and verdict.laws is not None:
+            self.confirmed = before + min(confirmed + verdict.target_ruled, count)
+        if verdict.laws is not None:
             self.laws += verdict.laws[:count]
         # A stop inside a kept prefix cuts what was drafted behind it; a replaced token discards it.
-        is_cut = ended_early or (self.finish_reason is not None and kept == count)
+        is_cut = count < len(tokens) or (self.finish_reason is not None and kept == fresh)
         record = Round(
             prefix=before,
             drafted=draft.length,
@@ -207,27 +249,96 @@ class State:
             committed=count,
             tiers=tiers,
             target_rejected=int(len(tiers) > kept and tiers[kept] == "target"),
-            sources=verdict.sources[:count],
+            sources=[guess.tier for guess in settled[: min(confirmed, count)]] + verdict.sources[:fresh],
             pending=self.pending,
             escalation=verdict.escalation,
             regions=verdict.regions,
             audits=audits,
+            withdrawn=verdict.withdrawn,
         )
-        self.rounds.append(record)
+        if settled:
+            count_settled(record, settled, confirmed, tokens[:count])
         return record
+
+    def _guess(self, draft: Draft, verdict: Verdict) -> Round:
+        """Provisional tokens join those that stand, up to one that would complete the text."""
+        before, text = self.length, self.output + [guess.token for guess in self.provisional]
+        written: list[Guess] = []
+        for guess in verdict.guesses:
+            written.append(guess)
+            text.append(guess.token)
+            if self._ends(text):
+                self.ended = True
+                break
+        self.provisional += written
+        kept = min(verdict.kept, len(written))
+        self._write(before, [guess.token for guess in written], kept)
+        dropped = draft.length - sum(guess.drafted is not None for guess in written)
+        is_cut = self.ended and (kept == len(written) or len(written) < len(verdict.guesses))
+        return Round(
+            prefix=before,
+            drafted=draft.length,
+            judged=0,
+            rejected=0,
+            unjudged=0,
+            discarded=0 if is_cut else dropped,
+            cut=dropped if is_cut else 0,
+            committed=0,
+            tiers=[],
+            target_rejected=0,
+            sources=[],
+            pending=self.pending,
+            escalation=None,
+            regions=verdict.regions,
+            audits=None,
+        )
+
+    def _write(self, at: int, tokens: Sequence[int], kept: int) -> None:
+        """Let `tokens` stand from id `at` on, of which the first `kept` were there; the last one is never left read."""
+        put(tokens, self.ids[at : at + len(tokens)])
+        self.length = at + len(tokens)
+        for reader in self._readers.opened():
+            reader.rewind(min(at + kept, self.length - 1))
 
     def _accept_until_stop(self, tokens: Sequence[int]) -> int:
         for count, token in enumerate(tokens, 1):
             self.output.append(token)
-            if token in self.decode.eos_ids:
-                self.finish_reason = "eos"
-            elif self.decode.stop is not None and self.decode.stop(self.output):
-                self.finish_reason = "stop"
-            elif self.remaining == 0:
-                self.finish_reason = "length"
+            self.finish_reason = self._ends(self.output)
             if self.finish_reason is not None:
                 return count
         return len(tokens)
+
+    def _ends(self, text: Sequence[int]) -> FinishReason | None:
+        """Why an output would end with its last token, if it does."""
+        if text[-1] in self.decode.eos_ids:
+            return "eos"
+        if self.decode.stop is not None and self.decode.stop(text):
+            return "stop"
+        return "length" if len(text) == self.decode.max_new_tokens else None
+
+
+def count_settled(record: Round, settled: Sequence[Guess], confirmed: int, output: Sequence[int]) -> None:
+    """Add the provisional tokens that a round settled to its counts, given what it output.
+
+    A confirmed one has the verdict of its tier. The first one taken back has the target's; those behind are discarded.
+    """
+    judged = [(guess, guess.token, guess.tier) for guess in settled[:confirmed][: len(output)]]
+    if confirmed < len(settled):
+        judged.append((settled[confirmed], output[confirmed], "target"))
+        changed = settled[confirmed].drafted not in (None, output[confirmed])
+        record.target_rejected += changed
+    judged = [one for one in judged if one[0].drafted is not None]
+    record.settled = [(guess.place, token == guess.drafted) for guess, token, _ in judged]
+    record.discarded += sum(guess.drafted is not None for guess in settled[confirmed + 1 :])
+    record.tiers = [tier for _, _, tier in judged] + record.tiers
+    record.judged += len(judged)
+    record.rejected += sum(not kept for _, kept in record.settled)
+
+
+def put(tokens: Sequence[int], ids: Tensor) -> None:
+    """Write tokens to where `ids` [n] are; to an accelerator from pinned memory, so that nothing waits for them."""
+    host = torch.tensor(list(tokens), dtype=torch.long, pin_memory=ids.is_cuda)
+    ids.copy_(host, non_blocking=True)
 
 
 Memory = dict[str, Any]  # plain JSON: numbers, strings, lists, dicts
@@ -260,9 +371,10 @@ class StopRule(Remembering, Protocol):
 
 
 class Verifier(Remembering, Protocol):
-    """Rules on drafts."""
+    """Rules on drafts. `finish`: the text has ended; a verifier may let the target read what it has not."""
 
     def judge(self, state: State, draft: Draft) -> Verdict: ...
+    def finish(self, state: State) -> None: ...
 
 
 class Decoder(Protocol):
@@ -277,7 +389,7 @@ class Decoder(Protocol):
     def restore(self, memory: Memory) -> None: ...
 
 
-Watch = Callable[[str], None]  # called with "prefilled" once and "round" after each round
+Watch = Callable[[str], None]  # called with "prefilled" once; after each round "round", or "provisional": no output yet
 
 
 class Part:
@@ -288,6 +400,9 @@ class Part:
 
     def observe(self, state: State, draft: Draft, verdict: Verdict) -> None:
         """A round was committed."""
+
+    def finish(self, state: State) -> None:
+        """The text has ended."""
 
     def memory(self) -> Memory:
         """Nothing outlives a request."""
@@ -349,9 +464,10 @@ class Speculative:
         if watch is not None:
             watch("prefilled")
         while state.finish_reason is None:
-            self.round(state)
+            record = self.round(state)
             if watch is not None:
-                watch("round")
+                watch("round" if record.committed else "provisional")
+        self.verifier.finish(state)
         readers = self.readers.opened()
         return Generation(
             token_ids=state.output,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Protocol, runtime_checkable
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from viasd.decode import Draft, Drafter, Part, Readers, RowReader, State, StopRule
-from viasd.sampling import process
 from viasd.spec import spec
 
 
@@ -67,23 +64,10 @@ class ModelDrafter(Part):
         self.reader = reader
 
     def propose(self, state: State, limit: int) -> Draft:
-        sampling, greedy = state.decode.sampling, state.greedy
-        tokens: list[Tensor] = []
-        rows: list[Tensor] = []
-        for offset in range(limit):
-            row = self.reader.feed(state.ids, state.length + offset, last=1)  # [1, V]
-            if greedy:
-                token = row.argmax(-1)  # [1]: what would be drawn; all rows are processed at once below
-            else:
-                row = process(row, sampling)
-                token = state.draws.draw(row, "draft")
-            state.stage(offset, token)
-            tokens.append(token)
-            rows.append(row)
-        if not tokens:
+        if limit == 0:
             return Draft.empty(state.ids.device)
-        drawn_from = torch.cat(rows)
-        return Draft.chain(torch.cat(tokens), process(drawn_from, sampling) if greedy else drawn_from)
+        sampling = state.decode.sampling
+        return Draft.chain(*self.reader.draft_on(state.ids, state.length, limit, sampling, state.draws))
 
 
 @spec

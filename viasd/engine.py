@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from viasd.compiled import CompiledForward, LayerCompiler, compile_obstacle
 from viasd.decode import RowReader
 from viasd.forward import Forward, FusedForward, FusedLayer, ModuleForward, obstacle
 from viasd.graphs import CudaRecorder, GraphForward, Record
@@ -16,7 +17,7 @@ from viasd.reader import Probe, Reader
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
-Mode = Literal["auto", "eager", "fused", "graphs"]
+Mode = Literal["auto", "eager", "fused", "graphs", "compile"]
 
 
 def resolve_device(device: Device) -> torch.device:
@@ -46,21 +47,26 @@ class Engine:
     Decoders run one after the other, so the caches are shared between them: prefill starts each sequence anew.
     `slots` bounds prompt + output (tokens). Views are made once per list of kept layers. `mode` says how forwards run:
     `eager` through the library's modules, `fused` through `viasd.forward.FusedForward`, `graphs` through recordings of
-    that (CUDA alone), `auto` fused where a model can.
+    that (CUDA alone), `compile` through its layers compiled, on CUDA recorded too; `auto`, for a model that can be
+    fused, is `graphs` on CUDA and `fused` on a CPU, and `eager` for others.
     """
 
     def __init__(self, models: dict[str, Any], vocabulary: int, slots: int, mode: Mode = "auto") -> None:
         self.models, self.vocabulary, self.slots, self.mode = models, vocabulary, slots, mode
         self.probe = Probe()
+        # Both are read when the first reader opens. Tests put a recorder for CPUs here, and a compiler that is quick.
+        recorded = self.device.type == "cuda" and mode in ("auto", "graphs", "compile")
+        self.record: Record | None = CudaRecorder() if recorded else None
+        self.compiler = LayerCompiler("inductor")
         self._views: dict[tuple[int, ...], Any] = {}
         self._caches: dict[str, Any] = {}
         self._masks: dict[Any, MaskBank] = {}
         self._forwards: dict[tuple[int, str], Forward] = {}
-        self.record: Record = CudaRecorder()
         self._layers: dict[int, FusedLayer] = {}  # by identity of the module; views share those of the target
-
         if mode == "graphs" and self.device.type != "cuda":
-            raise PairError(f"engine.mode=graphs: the models are on {self.device}; accepted there: auto, eager, fused")
+            raise PairError(
+                f"engine.mode=graphs: the models are on {self.device}; accepted there: auto, eager, fused, compile"
+            )
 
     @classmethod
     def load(
@@ -89,7 +95,7 @@ class Engine:
         from viasd.kv_cache import SlotCache  # needs transformers, as do the models that exist by now
 
         if name not in self._caches:
-            self._caches[name] = SlotCache(self.slots)
+            self._caches[name] = SlotCache(self.slots, spare=0 if self.record is None else 1)
         return self._caches[name]
 
     def masks(self, model: Any) -> MaskBank:
@@ -109,17 +115,28 @@ class Engine:
         return self._forwards[key]
 
     def _open_forward(self, model: Any, cache: str) -> Forward:
-        store, masks = self.cache(cache), self.masks(model)
+        store, masks, mode = self.cache(cache), self.masks(model), self.mode
         reason = obstacle(model)
-        if self.mode in ("fused", "graphs") and reason is not None:
-            raise PairError(f"engine.mode={self.mode}: a model of this pair has {reason}; accepted for it: auto, eager")
-        if self.mode == "eager" or reason is not None:
+        if mode in ("fused", "graphs", "compile") and reason is not None:
+            raise PairError(f"engine.mode={mode}: a model of this pair has {reason}; accepted for it: auto, eager")
+        if mode == "eager" or reason is not None:
             return ModuleForward(model, store, masks)
+        if mode == "compile" and (lack := compile_obstacle(self.device, self.compiler.backend)) is not None:
+            raise PairError(f"engine.mode=compile: {lack}; accepted here: auto, eager, fused")
         layers = [self._fused(layer) for layer in model.get_decoder().layers]
         fused = FusedForward(model, store, masks, layers)
-        if self.mode == "graphs":  # not by `auto`: a shape that first occurs in a timed pass would be recorded there
-            return GraphForward(fused, store, masks, self.record)
-        return fused
+        if mode == "compile":
+            fused = CompiledForward(model, store, masks, layers, self.compiler)
+        return fused if self.record is None else GraphForward(fused, store, self.record)
+
+    def prepare(self) -> None:
+        """Do now what a forward would else do when it is first asked for: all recordings that readers may need.
+
+        For after some decoding, since recordings need caches, and blocks are recorded as they were asked for.
+        """
+        for forward in self._forwards.values():
+            if isinstance(forward, GraphForward):
+                forward.prepare()
 
     def _fused(self, layer: Any) -> FusedLayer:
         if id(layer) not in self._layers:
@@ -156,14 +173,28 @@ class EngineReaders:
     def device(self) -> torch.device:
         return self._engine.device
 
-    def get(self, role: str) -> Reader:
-        """The reader of a model of the pair."""
-        return self._open(role, role, self._engine.model(role))
+    def get(self, role: str, name: str | None = None) -> Reader:
+        """The reader of a model of the pair, under the name of its role or another one."""
+        return self._open(name or role, role, self._engine.model(role))
 
-    def slim(self, kept: Sequence[int], cache: str) -> Reader:
-        """The slim view; with `cache="shared"` it leans on the target's reader, which is opened too."""
-        stronger = self.get("target") if cache == "shared" else None
-        return self._open("slim", "target" if stronger else "slim", self._engine.view(kept), stronger)
+    def slim(self, kept: Sequence[int], cache: str, role: str = "slim", stronger: RowReader | None = None) -> Reader:
+        """The slim view; with `cache="shared"` it leans on the target's reader, which is opened too.
+
+        `stronger`: the reader of another view; if it is on the target's cache as well, this one leans on it, and its
+        layers must be among those of that one: PairError.
+        """
+        view = self._engine.view(kept)
+        if cache != "shared":
+            return self._open(role, role, view)
+        target = self.get("target")
+        if not isinstance(stronger, Reader) or stronger.cache is not target.cache:
+            return self._open(role, "target", view, target)
+        if missing := sorted(set(kept) - {layer.self_attn.layer_idx for layer in stronger.model.get_decoder().layers}):
+            raise PairError(
+                f"{role}: layer {missing[0]} is not one of the stronger slim verifier, whose keys it would read; "
+                "accepted on a shared cache: nested masks, else cache=separate"
+            )
+        return self._open(role, "target", view, stronger)
 
     def opened(self) -> Sequence[RowReader]:
         return list(self._readers.values())

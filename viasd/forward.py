@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -57,13 +57,14 @@ class FusedForward:
         base = model.get_decoder()
         self._cache, self._masks, self._layers = cache, masks, layers
         self._embed: Tensor = base.embed_tokens.weight
-        self._norm = Norm(base.norm)
+        self._norm, self._eps = base.norm.weight, float(base.norm.variance_epsilon)
         self._head: Tensor = model.lm_head.weight
-        self._cos, self._sin = rotations(base, cache.slots)
+        self._cos, self._sin = rotations(base, cache.slots + cache.spare)
 
     @property
-    def device(self) -> torch.device:
-        return self._embed.device
+    def head(self) -> Tensor:
+        """Weights [V, width] of the last product."""
+        return self._head
 
     @property
     def has_cache(self) -> bool:
@@ -73,25 +74,30 @@ class FusedForward:
     def __call__(self, tokens: Tensor, start: int, stop: int, last: int) -> Tensor:
         self._cache.at(start, stop)
         masks = self._masks.by_layer_type(start, stop)
-        states = self._through(tokens, self._cos[start:stop], self._sin[start:stop], self._cache.update, masks)
-        return functional.linear(self._norm(states[-last:]), self._head)
+        states = functional.embedding(tokens, self._embed)
+        cos, sin, store = self._cos[start:stop], self._sin[start:stop], self._cache.update
+        for layer in self._layers:
+            states = layer(states, cos, sin, store, masks[layer.kind])
+        return self._logits(states[-last:])
 
-    def fixed(self, tokens: Tensor, positions: Tensor, masks: Mapping[str, Tensor], stop: int) -> Tensor:
-        """Logits [n, V] of tokens at `positions` [n], over slots 0..stop-1, as far as the masks [n, stop] show them.
+    def fixed(self, tokens: Tensor, positions: Tensor, places: Tensor, stop: int) -> Tensor:
+        """Logits [n, V] of tokens at `positions` [n], written to the slots `places` [n], over slots 0..stop-1.
 
         All of it happens on the device, whatever the positions are. The cache has to exist (any earlier forward).
         """
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
-        states = self._through(tokens, cos, sin, self._cache.put(positions, stop), masks)
-        return functional.linear(self._norm(states), self._head)
+        return self._logits(self._through(tokens, cos, sin, places, self._masks.at(positions, stop)))
 
-    def _through(
-        self, tokens: Tensor, cos: Tensor, sin: Tensor, store: Store, masks: Mapping[str, Tensor | None]
-    ) -> Tensor:
+    def _through(self, tokens: Tensor, cos: Tensor, sin: Tensor, places: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
+        """States [n, width] behind the last layer, with cache slots on the device."""
         states = functional.embedding(tokens, self._embed)
+        store = self._cache.put(places, next(iter(masks.values())).shape[-1])
         for layer in self._layers:
             states = layer(states, cos, sin, store, masks[layer.kind])
         return states
+
+    def _logits(self, states: Tensor) -> Tensor:
+        return functional.linear(normalize(states, self._norm, self._eps), self._head)
 
 
 def rotations(base: Any, slots: int) -> tuple[Tensor, Tensor]:
@@ -102,19 +108,40 @@ def rotations(base: Any, slots: int) -> tuple[Tensor, Tensor]:
     return cos[0][:, None], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)[:, None]
 
 
-class Norm:
+def normalize(states: Tensor, weight: Tensor, eps: float) -> Tensor:
     """A root-mean-square norm as the library computes it: in float32, whatever the model's type."""
+    if weight.dtype == torch.float32:
+        return functional.rms_norm(states, weight.shape, weight, eps)
+    scaled = functional.rms_norm(states.float(), weight.shape, None, eps)
+    return weight * scaled.to(states.dtype)
 
-    def __init__(self, module: Any) -> None:
-        self._weight: Tensor = module.weight
-        self._shape, self._eps = tuple(module.weight.shape), float(module.variance_epsilon)
-        self._plain = module.weight.dtype == torch.float32
 
-    def __call__(self, states: Tensor) -> Tensor:
-        if self._plain:
-            return functional.rms_norm(states, self._shape, self._weight, self._eps)
-        scaled = functional.rms_norm(states.float(), self._shape, None, self._eps)
-        return self._weight * scaled.to(states.dtype)
+class LayerShape(NamedTuple):
+    """What the layers of a model have in common."""
+
+    queries: int  # heads
+    keys: int
+    width: int  # of a head
+    scale: float
+    eps: float
+    act: Callable[[Tensor], Tensor]
+
+
+class LayerWeights(NamedTuple):
+    """The weights of one layer, joined; `out` and `down` transposed. What a family has not is None."""
+
+    before: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    between: Tensor
+    gated: Tensor
+    gated_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
 
 
 class FusedLayer:
@@ -125,47 +152,69 @@ class FusedLayer:
         self.index: int = attention.layer_idx
         types = getattr(attention.config, "layer_types", None)  # the model's own, which a view's may not be
         self.kind: str = types[self.index] if types else "all"
-        self._width: int = attention.head_dim
-        self._keys = attention.k_proj.out_features // self._width
-        self._queries = attention.q_proj.out_features // self._width
-        self._scale: float = attention.scaling
-        self._before, self._between = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
-        norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-        self._head_norms = [Norm(norm) for norm in norms if norm is not None]
-        self._qkv, self._qkv_bias = join([attention.q_proj, attention.k_proj, attention.v_proj])
-        self._gated, self._gated_bias = join([mlp.gate_proj, mlp.up_proj])
-        self._out, self._down = Ending(attention.o_proj), Ending(mlp.down_proj)
-        self._act: Callable[[Tensor], Tensor] = mlp.act_fn
+        width = attention.head_dim
+        heads = attention.q_proj.out_features // width, attention.k_proj.out_features // width
+        norm = layer.input_layernorm
+        self.shape = LayerShape(*heads, width, attention.scaling, float(norm.variance_epsilon), mlp.act_fn)
+        query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        qkv, qkv_bias = join([attention.q_proj, attention.k_proj, attention.v_proj])
+        gated, gated_bias = join([mlp.gate_proj, mlp.up_proj])
+        self.weights = LayerWeights(
+            before=norm.weight,
+            qkv=qkv,
+            qkv_bias=qkv_bias,
+            query_norm=None if query_norm is None else query_norm.weight,
+            key_norm=None if key_norm is None else key_norm.weight,
+            out=attention.o_proj.weight.t(),
+            out_bias=attention.o_proj.bias,
+            between=layer.post_attention_layernorm.weight,
+            gated=gated,
+            gated_bias=gated_bias,
+            down=mlp.down_proj.weight.t(),
+            down_bias=mlp.down_proj.bias,
+        )
 
     def __call__(self, states: Tensor, cos: Tensor, sin: Tensor, store: Store, mask: Tensor | None) -> Tensor:
-        n, queries, keys = states.shape[0], self._queries, self._keys
-        joined = functional.linear(self._before(states), self._qkv, self._qkv_bias).view(n, -1, self._width)
-        turned = joined[:, : queries + keys]
-        if self._head_norms:
-            query_norm, key_norm = self._head_norms
-            turned = torch.cat((query_norm(turned[:, :queries]), key_norm(turned[:, queries:])), dim=1)
-        turned = torch.addcmul(turned * cos, turned.roll(self._width // 2, -1), sin)
-        heads = turned.transpose(0, 1)[None]
-        values = joined[:, queries + keys :].transpose(0, 1)[None]
-        all_keys, all_values = store(heads[:, queries:], values, self.index)
-        mixed = functional.scaled_dot_product_attention(
-            heads[:, :queries], all_keys, all_values, attn_mask=mask, scale=self._scale, enable_gqa=queries != keys
-        )
-        states = self._out(mixed[0].transpose(0, 1).reshape(n, -1), states)
-        gate, up = functional.linear(self._between(states), self._gated, self._gated_bias).chunk(2, dim=-1)
-        return self._down(self._act(gate) * up, states)
+        queries, keys, values = project(self.shape, self.weights, states, cos, sin)
+        mixed = attend(self.shape, queries, *store(keys, values, self.index), mask)
+        return finish(self.shape, self.weights, states, mixed)
 
 
-class Ending:
-    """The product at the end of a branch, with what the branch began from added."""
+def project(
+    shape: LayerShape, weights: LayerWeights, states: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [1, heads, n, head_dim] of states [n, width]; the first two rotated."""
+    queries, turning = shape.queries, shape.queries + shape.keys
+    joined = functional.linear(normalize(states, weights.before, shape.eps), weights.qkv, weights.qkv_bias)
+    joined = joined.view(states.shape[0], -1, shape.width)
+    turned = joined[:, :turning]
+    if weights.query_norm is not None and weights.key_norm is not None:
+        normed = normalize(turned[:, :queries], weights.query_norm, shape.eps)
+        turned = torch.cat((normed, normalize(turned[:, queries:], weights.key_norm, shape.eps)), dim=1)
+    turned = torch.addcmul(turned * cos, turned.roll(shape.width // 2, -1), sin)
+    heads = turned.transpose(0, 1)[None]
+    return heads[:, :queries], heads[:, queries:], joined[:, turning:].transpose(0, 1)[None]
 
-    def __init__(self, module: nn.Linear) -> None:
-        self._weight, self._bias = module.weight.t(), module.bias
 
-    def __call__(self, inner: Tensor, residual: Tensor) -> Tensor:
-        if self._bias is not None:
-            residual = residual + self._bias
-        return torch.addmm(residual, inner, self._weight)
+def attend(shape: LayerShape, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """What n queries find among all keys: [n, heads * head_dim]."""
+    mixed = functional.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, scale=shape.scale, enable_gqa=shape.queries != shape.keys
+    )
+    return mixed[0].transpose(0, 1).reshape(queries.shape[2], -1)
+
+
+def finish(shape: LayerShape, weights: LayerWeights, states: Tensor, mixed: Tensor) -> Tensor:
+    """States behind the layer: both branches end in a product with what they began from added."""
+    states = add_product(states, mixed, weights.out, weights.out_bias)
+    gated = functional.linear(normalize(states, weights.between, shape.eps), weights.gated, weights.gated_bias)
+    gate, up = gated.chunk(2, dim=-1)
+    return add_product(states, shape.act(gate) * up, weights.down, weights.down_bias)
+
+
+def add_product(residual: Tensor, inner: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """residual + inner @ weight + bias, as one product where there is no bias."""
+    return torch.addmm(residual if bias is None else residual + bias, inner, weight)
 
 
 def join(modules: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:

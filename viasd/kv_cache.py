@@ -17,14 +17,15 @@ class SlotCache(Cache):
 
     A forward is announced by `at(start, stop)`: its tokens go to slots start..stop-1 and it sees slots 0..stop-1.
     Nothing is ever cropped: a rewind is a smaller `start` next time. Layers are addressed by their original index,
-    so a view with fewer layers writes the same store as its model.
+    so a view with fewer layers writes the same store as its model. `spare` slots lie behind the others: recorded
+    forwards write there what is not to be kept, and nothing sees them.
     """
 
     is_compileable = False
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, spare: int = 0) -> None:
         super().__init__(layers=[])
-        self.slots = slots
+        self.slots, self.spare = slots, spare
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self._start = 0
@@ -46,23 +47,23 @@ class SlotCache(Cache):
         values[:, :, self._start : self._stop] = value_states
         return keys[:, :, : self._stop], values[:, :, : self._stop]
 
-    def put(self, positions: Tensor, stop: int) -> Store:
-        """`update` with the slots on the device: `positions` [n] says which ones are written, and `stop` are seen.
+    def put(self, places: Tensor, stop: int) -> Store:
+        """`update` with the slots on the device: `places` [n] are written, and the first `stop` are seen.
 
         Nothing here depends on a number that the host knows, so a recorded forward stays right for other positions.
         """
 
         def store(key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
             keys, values = self.keys[layer_idx], self.values[layer_idx]
-            keys.index_copy_(2, positions, key_states)
-            values.index_copy_(2, positions, value_states)
+            keys.index_copy_(2, places, key_states)
+            values.index_copy_(2, places, value_states)
             return keys[:, :, :stop], values[:, :, :stop]
 
         return store
 
     def _allocate(self, states: Tensor) -> Tensor:
         batch, heads, _, width = states.shape
-        return torch.zeros(batch, heads, self.slots, width, dtype=states.dtype, device=states.device)
+        return torch.zeros(batch, heads, self.slots + self.spare, width, dtype=states.dtype, device=states.device)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._start

@@ -36,6 +36,7 @@ class MaskBank:
         # but does not look at where a slice begins.
         columns = 2 * slots + 1
         self._banks = {kind: self._build(BLOCK, slots, columns, width) for kind, width in types.items()}
+        self._numbers = torch.arange(slots, device=device)
 
     def _build(self, queries: int, start: int, columns: int, window: int | None) -> Tensor:
         query = torch.arange(start, start + queries, device=self._device)[:, None]
@@ -64,6 +65,18 @@ class MaskBank:
         """
         left = self._slots - start
         return {kind: bank[:queries, left : left + stop] for kind, bank in self._banks.items()}
+
+    def at(self, positions: Tensor, stop: int) -> dict[str, Tensor]:
+        """`fixed` for queries at `positions` [n], which are on the device: made there, without a number of the host."""
+        slots, query = self._numbers[:stop], positions[:, None]
+        masks = {}
+        for kind, window in self._windows.items():
+            hidden = slots > query
+            if window is not None:
+                hidden = hidden | (slots <= query - window)
+            empty = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
+            masks[kind] = empty.masked_fill_(hidden, torch.finfo(self._dtype).min)
+        return masks
 
     def _slices(self, start: int, stop: int) -> dict[str, Tensor]:
         if stop - start > BLOCK:

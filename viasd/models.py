@@ -28,12 +28,14 @@ class Pair:
     """The models of a comparison by role, and the searched masks that belong to its target.
 
     `models` maps a role (`target` is required, `draft` is the usual second) to a folder of a `transformers` causal LM;
-    `viasd://` names a folder of the installed package. `masks` are JSON files written by scripts/search_mask.py.
+    `viasd://` names a folder of the installed package. `masks` are JSON files written by scripts/search_mask.py,
+    `gates` those of scripts/train_gate.py.
     """
 
     name: Annotated[str, Field(min_length=1)]
     models: dict[str, str]
     masks: list[str] = Field(default_factory=list)
+    gates: list[str] = Field(default_factory=list)
 
     def path(self, role: str) -> Path:
         """Folder of a role's model. Raises PairError when the pair lacks the role or the folder is missing."""
@@ -171,6 +173,11 @@ def random_mask(layers: int, ratio: float, seed: int, keep_ends: bool = True) ->
     free, skip = _checked(layers, ratio, keep_ends)
     skipped = set(random.Random(seed).sample(free, skip))
     return [index for index in range(layers) if index not in skipped]
+
+
+def early_exit_mask(layers: int, ratio: float) -> list[int]:
+    """Kept layers when the last ones are skipped."""
+    return list(range(layers - skipped_count(layers, ratio)))
 
 
 def _checked(layers: int, ratio: float, keep_ends: bool) -> tuple[list[int], int]:

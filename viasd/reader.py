@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor
+
+from viasd.blocks import BlockKind, DraftedBlock, draft_by_steps
+from viasd.graphs import GraphForward
+from viasd.sampling import Draws, Sampling, widen
 
 if TYPE_CHECKING:
     from viasd.forward import Forward
     from viasd.kv_cache import SlotCache
 
-Watch = Callable[[str, int], AbstractContextManager[Any]]
+
+class Watch(Protocol):
+    """Gives what wraps the calls of a reader: one of `fed` tokens, or all of a block that runs as one."""
+
+    def __call__(self, role: str, *fed: int) -> AbstractContextManager[Any]: ...
 
 
 @dataclass
 class Probe:
     """Where an observer hooks in: while set, `watch(role, fed tokens)` wraps every forward.
 
-    `look(role, logits)` comes after it, outside of what `watch` wraps.
+    A block drafted in one replay is wrapped as a whole, `watch(role, fed, 1, 1, ...)`, with the choice of its tokens.
+    `look(role, logits)` comes after a forward, outside of what `watch` wraps.
     """
 
     watch: Watch | None = None
@@ -84,17 +92,35 @@ class Reader:
         self.fed += stop - start
         return logits
 
+    def draft_on(self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws) -> DraftedBlock:
+        """`viasd.blocks.draft_by_steps`, in one replay where there is a recording of such a block.
+
+        Both draw from the same stream in the same order, and count `steps` calls.
+        """
+        start, forward = self.read, self._forward
+        if not isinstance(forward, GraphForward):
+            return draft_by_steps(self, ids, stop, steps, sampling, draws)
+        kind = BlockKind(steps, sampling, self._vocabulary)
+        if stop <= start or not forward.has_block(kind, start, stop):
+            return draft_by_steps(self, ids, stop, steps, sampling, draws)
+        noise = None if kind.greedy else draws.noise(forward.rows_like(kind), "draft")
+        watch = self._probe.watch
+        with nullcontext() if watch is None else watch(self.role, stop - start, *[1] * (steps - 1)):
+            block = forward.draft(kind, self._tokens(ids, start, stop), start, stop, noise)
+        if self._probe.look is not None:
+            for row in block.logits.split(1):
+                self._probe.look(self.role, row)
+        ids[stop : stop + steps] = block.tokens
+        self._read = stop + steps - 1  # the last one is chosen, not fed
+        self.calls += steps
+        self.fed += self._read - start
+        return block
+
     def _read_on(self, ids: Tensor, start: int, stop: int, last: int) -> Tensor:
+        logits = self._forward(self._tokens(ids, start, stop), start, stop, max(last, 1))  # 0 would mean all
+        return widen(logits, self._vocabulary)
+
+    def _tokens(self, ids: Tensor, start: int, stop: int) -> Tensor:
+        """ids[start:stop], an id that this model lacks as its last one."""
         tokens = ids[start:stop]
-        if self._known < self._vocabulary:  # an id that this model lacks is read as its last one
-            tokens = tokens.clamp(max=self._known - 1)
-        return widen(self._forward(tokens, start, stop, max(last, 1)), self._vocabulary)  # 0 would mean all
-
-
-def widen(logits: Tensor, vocabulary: int) -> Tensor:
-    """Logits [n, V] over the common ids: cut to `vocabulary`, -inf for ids the model lacks; float32 or wider."""
-    logits = logits[:, :vocabulary]
-    if logits.dtype not in (torch.float32, torch.float64):
-        logits = logits.float()
-    missing = vocabulary - logits.shape[1]
-    return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
+        return tokens.clamp(max=self._known - 1) if self._known < self._vocabulary else tokens

@@ -48,11 +48,31 @@ def process(logits: Tensor, sampling: Sampling) -> Tensor:
     return rows
 
 
+def widen(logits: Tensor, vocabulary: int) -> Tensor:
+    """Logits [n, V] over the common ids: cut to `vocabulary`, -inf for ids the model lacks; float32 or wider."""
+    logits = logits[:, :vocabulary]
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits = logits.float()
+    missing = vocabulary - logits.shape[1]
+    return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
+
+
+def race(rows: Tensor, noise: Tensor) -> Tensor:
+    """One token per row: [n] from unnormalized rows [n, V] and Exp(1) noise [n, V].
+
+    An exponential race draws in proportion to the row without normalizing it.
+    """
+    return (rows / noise).argmax(-1)
+
+
 class Draws(Protocol):
     """What the decode loop may ask of chance. The tests put a branching double in its place."""
 
     def draw(self, rows: Tensor, stream: Stream, where: Tensor | None = None) -> Tensor:
         """One token per row: [n] from unnormalized rows [n, V]; entries outside `where` [n] are not used."""
+
+    def noise(self, like: Tensor, stream: Stream) -> Tensor:
+        """What `draw` would use for the rows of `like` [n, V], each drawn from alone, in turn: [n, V]."""
 
     def accepted_prefix(self, numerators: Tensor, denominators: Tensor) -> Tensor:
         """How many leading positions pass `coin * denominator < numerator` ([] from [n]); a fresh coin for each."""
@@ -77,10 +97,14 @@ class SeededDraws:
         self._host = torch.Generator().manual_seed(_seed(seed, example_id, "host"))
 
     def draw(self, rows: Tensor, stream: Stream, where: Tensor | None = None) -> Tensor:
-        # An exponential race draws in proportion to the row without normalizing it: argmax of row / Exp(1).
         noise = torch.empty_like(rows).exponential_(generator=self._streams[stream])
-        noise.clamp_(min=torch.finfo(rows.dtype).tiny)  # 0 / 0 would win every argmax
-        return (rows / noise).argmax(-1)
+        return race(rows, _positive(noise))
+
+    def noise(self, like: Tensor, stream: Stream) -> Tensor:
+        noise = torch.empty_like(like)
+        for row in noise.split(1):  # one call a row: so many rows drawn one by one get the same
+            row.exponential_(generator=self._streams[stream])
+        return _positive(noise)
 
     def accepted_prefix(self, numerators: Tensor, denominators: Tensor) -> Tensor:
         coins = torch.rand(
@@ -90,6 +114,10 @@ class SeededDraws:
 
     def coin(self, probability: float) -> bool:
         return torch.rand((), generator=self._host).item() < probability
+
+
+def _positive(noise: Tensor) -> Tensor:
+    return noise.clamp_(min=torch.finfo(noise.dtype).tiny)  # 0 / 0 would win every argmax
 
 
 def _seed(seed: int, example_id: str, stream: str) -> int:

@@ -14,14 +14,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field, TypeAdapter
 
 from experiments import identity
-from experiments.arms import Context, derive
+from experiments.arms import Context, Shares, derive
 from experiments.config import Job, results_folder
 from experiments.config import build as build_run
 from experiments.errors import UserError
+from experiments.loading import load_engine
 from experiments.measure import Prompt
-from experiments.plan import load_engine, read_prompts, surroundings
+from experiments.plan import read_prompts, surroundings
 from experiments.probing.setup import compose_task, task_names
-from experiments.resolve import resolve_masks
+from experiments.resolve import resolve_method
 from experiments.tasks.base import Split
 from viasd.drafting import FixedLength
 from viasd.engine import Dtype, Engine
@@ -101,11 +102,11 @@ def derive_arms(base: Job, settings: BenchSettings) -> tuple[dict[str, Method], 
     told = []
 
     def resolve(arm: Method) -> Method:
-        resolved, notice = resolve_masks(arm, base.pair)
+        resolved, notice = resolve_method(arm, base.pair)
         told.append(notice)
         return resolved
 
-    def no_shares() -> tuple[float, float, float]:
+    def no_shares() -> Shares:
         raise UserError("methods: random_gate: the shares of a gate are measured by a run; accepted: other controls")
 
     context = Context(resolve(base.method), base.composed["method"], base.pair, no_shares, resolve)

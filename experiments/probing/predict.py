@@ -13,10 +13,11 @@ from experiments.arms import lossless, vanilla
 from experiments.costs import CostCurve
 from experiments.probing.agreement import Forced
 from experiments.probing.setup import ProbeJob
+from viasd.blocks import DraftedBlock, draft_by_steps
 from viasd.decode import Decode, RowReader, Speculative
 from viasd.drafting import FixedLength
 from viasd.method import Method
-from viasd.sampling import Sampling, SeededDraws
+from viasd.sampling import Draws, Sampling, SeededDraws
 
 
 class StoredReader:
@@ -53,6 +54,9 @@ class StoredReader:
         places = torch.arange(stop - last, stop, device=self._rows.device) - self._prompt + 1
         return self._rows[places.clamp(max=self._rows.shape[0] - 1)]
 
+    def draft_on(self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws) -> DraftedBlock:
+        return draft_by_steps(self, ids, stop, steps, sampling, draws)
+
 
 class StoredReaders:
     """The readers of one decoder over the rows of one output, by role; `slim` is the method's view."""
@@ -66,10 +70,12 @@ class StoredReaders:
     def device(self) -> torch.device:
         return self._rows["target"].device
 
-    def get(self, role: str) -> StoredReader:
+    def get(self, role: str, name: str | None = None) -> StoredReader:
         return self._open(role, None)
 
-    def slim(self, kept: Sequence[int], cache: str) -> StoredReader:
+    def slim(
+        self, kept: Sequence[int], cache: str, role: str = "slim", stronger: RowReader | None = None
+    ) -> StoredReader:
         return self._open("slim", self.get("target") if cache == "shared" else None)
 
     def opened(self) -> Sequence[RowReader]:

@@ -18,11 +18,12 @@ from experiments.stopping import StopStrings
 from experiments.tasks.base import Task
 from viasd.decode import Decode
 from viasd.drafting import DraftModel
+from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.models import Pair, context_length, even_mask, read_mask
 from viasd.sampling import Sampling
 from viasd.spec import spec
-from viasd.verification import Hierarchical
+from viasd.verification import SlimView
 
 Length = Annotated[int, Field(ge=1, le=1024)]
 DraftLength = Annotated[int, Field(ge=1, le=64)]
@@ -114,11 +115,16 @@ def build(config: DictConfig) -> ProbeJob:
             raise UserError(f"{name}._target_={config[name].get('_target_')}: not a {kind.__name__}")
     if not isinstance(method.verifier, Hierarchical) or not isinstance(method.drafter, DraftModel):
         raise UserError(f"method={method.name}: accepted: a draft model under a hierarchical verifier, as in via_sd")
-    views, view, notices = list_views(pair, method.verifier, settings.skip_ratios)
+    own = method.verifier.slim
+    if not isinstance(own, SlimView) or method.verifier.above:
+        raise UserError(
+            f"method={method.name}: a probe looks at one slim view; accepted: verifier.above=[] and a SlimView"
+        )
+    views, view, notices = list_views(pair, own, settings.skip_ratios)
     drafter = method.drafter.role if method.drafter.role in pair.models else None
     if drafter is None:
         notices.append(f"pair {pair.name} has no {method.drafter.role} model: sd and {method.name} are not predicted")
-    slim = replace(method.verifier.slim, mask=view.kept)
+    slim = replace(own, mask=view.kept)
     return ProbeJob(
         settings=settings,
         pair=pair,
@@ -145,13 +151,13 @@ def compose_task(name: str) -> Task:
     return make(compose(config_name="config", overrides=[f"task={name}"])["task"], f"task={name}")
 
 
-def list_views(pair: Pair, verifier: Hierarchical, ratios: list[float]) -> tuple[list[View], View, list[str]]:
+def list_views(pair: Pair, slim: SlimView, ratios: list[float]) -> tuple[list[View], View, list[str]]:
     """The distinct slim views, by layers skipped: even and searched masks of each ratio, and the method's own view."""
-    layers, keep_ends = target_layers(pair), verifier.slim.keep_ends
+    layers, keep_ends = target_layers(pair), slim.keep_ends
     target = model_hash(pair.path("target"))
     searched = [read_mask(name, target, layers) for name in pair.masks if mask_owner(name) == target]
     views: dict[tuple[int, ...], View] = {}
-    for ratio in sorted({*ratios, verifier.slim.skip_ratio}):
+    for ratio in sorted({*ratios, slim.skip_ratio}):
         even = even_mask(layers, ratio, keep_ends)
         if len(even) == layers:
             continue  # nothing is skipped: that is the target
@@ -159,8 +165,8 @@ def list_views(pair: Pair, verifier: Hierarchical, ratios: list[float]) -> tuple
         for kept in searched:
             if len(kept) == len(even):
                 views.setdefault(tuple(kept), View("searched", ratio, kept, layers))
-    own, notice = resolve_mask(verifier.slim, pair)
-    view = views.setdefault(tuple(own), View("chosen", verifier.slim.skip_ratio, own, layers))
+    own, notice = resolve_mask(slim, pair)
+    view = views.setdefault(tuple(own), View("chosen", slim.skip_ratio, own, layers))
     return sorted(views.values(), key=lambda one: one.skipped), view, [notice] if notice else []
 
 

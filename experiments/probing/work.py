@@ -13,7 +13,7 @@ from experiments import identity
 from experiments.arms import vanilla
 from experiments.costs import WARM_UPS, CostCurve
 from experiments.errors import UserError
-from experiments.plan import WORTH_A_BAR, describe
+from experiments.loading import WORTH_A_BAR, describe
 from experiments.probing.agreement import force
 from experiments.probing.costs import measure_costs
 from experiments.probing.predict import predicted_methods, replay

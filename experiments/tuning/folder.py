@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from experiments import identity
-from experiments.plan import describe
+from experiments.loading import describe
 from experiments.store import RunFolder, create_folder, whole_lines
 from experiments.tuning.setup import SPLIT, TunePlan
 from experiments.tuning.space import apply, told

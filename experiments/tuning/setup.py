@@ -15,8 +15,9 @@ from experiments.arms import check_roles, vanilla
 from experiments.config import EngineSpec, Job, make, results_folder
 from experiments.config import build as build_run
 from experiments.errors import UserError, near
+from experiments.loading import describe, load_engine
 from experiments.measure import Prompt
-from experiments.plan import describe, load_engine, read_prompts, surroundings
+from experiments.plan import read_prompts, surroundings
 from experiments.probing.setup import compose_task, task_names
 from experiments.tasks.base import Example, Split
 from experiments.tuning.space import Knob, check_corners, parse_space, spaces

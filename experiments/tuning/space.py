@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from experiments.config import make
 from experiments.errors import USER_MISTAKE, UserError, config_folders, exit_code, near, one_line
-from experiments.resolve import resolve_masks
+from experiments.resolve import resolve_method
 from viasd.method import Method
 from viasd.models import Pair
 
@@ -172,7 +172,7 @@ def check_corners(knobs: Sequence[Knob], composed: Any, name: str, pair: Pair) -
     for ends in itertools.islice(itertools.product(*(knob.ends for knob in knobs)), CORNERS):
         setting = resolve(knobs, dict(zip((knob.name for knob in knobs), ends, strict=True)))
         try:
-            resolve_masks(apply(composed, setting, name), pair)
+            resolve_method(apply(composed, setting, name), pair)
         except Exception as error:
             if exit_code(error) != USER_MISTAKE:
                 raise

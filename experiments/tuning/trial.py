@@ -14,10 +14,10 @@ from experiments.arms import vanilla
 from experiments.comparison import compare, fidelity, speedup, tokens_per_second
 from experiments.errors import RunFailed
 from experiments.fidelity import measure_fidelity
+from experiments.loading import decode_settings
 from experiments.measure import Bench, Prompt, snapshot
-from experiments.plan import decode_settings
 from experiments.records import Row
-from experiments.resolve import resolve_masks
+from experiments.resolve import resolve_method
 from experiments.tuning.setup import TunePlan
 from viasd.decode import Speculative
 from viasd.engine import Engine
@@ -86,7 +86,7 @@ class Workbench:
         start = perf_counter()
         tasks: dict[str, dict[str, float]] = {}
         error: str | None = None
-        decoder = resolve_masks(method, self.plan.job.pair)[0].open(self.engine)
+        decoder = resolve_method(method, self.plan.job.pair)[0].open(self.engine)
         fresh = snapshot(decoder)
         for name, prompts in self.plan.prompts.items():
             decoder.restore(fresh)  # each task begins as a run of it would

@@ -1,0 +1,103 @@
+"""What has to be measured before a run that depends on it, and is stored: shares of a gate, costs of calls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from experiments import identity
+from experiments.arms import Shares
+from experiments.config import Job
+from experiments.costs import calibrate
+from experiments.loading import decode_settings, describe, load_engine
+from experiments.resolve import SHARE_PROMPTS, gate_shares
+from experiments.store import create_folder, read_json, replace_json
+from viasd.drafting import FixedLength
+from viasd.engine import Engine
+from viasd.hierarchical import Hierarchical
+from viasd.method import Method
+
+CALIBRATED = ("pair", "device", "dtype", "threads", "mode", "versions", "code_hash")  # what call costs belong to
+DEFAULT_BLOCK = 5  # drafted tokens of a block whose costs are told where no length is fixed
+
+
+class NotMeasured(Exception):
+    """A run depends on what was never measured and may not be measured now."""
+
+
+@dataclasses.dataclass
+class Beforehand:
+    """Measures when asked. `longest`: tokens of the task's longest prompt; `who`: the surroundings of the run."""
+
+    job: Job
+    tokenizer: Any
+    longest: int
+    who: dict[str, Any]
+    may_measure: bool
+    engine: Engine | None = None  # loaded for it, of use to the run
+
+    def gate_shares(self, method: Method) -> Shares:
+        """How often the method's gate says each region, on calibration prompts. Raises NotMeasured."""
+        job = self.job
+        problems = job.task.in_seen_wording().examples("calibration", SHARE_PROMPTS)
+        calibration = [self.tokenizer(one.prompt).input_ids for one in problems]
+        asked = {
+            **self.who,
+            "method": describe(method),
+            "sampling": describe(job.sampling),
+            "max_new_tokens": job.task.max_new_tokens,
+            "stop_strings": job.task.stop_strings,
+            "prompts": calibration,
+            "seed": job.settings.seed,
+        }
+
+        def measure() -> dict[str, Any]:
+            engine = self._load(method.roles, max(self.longest, *map(len, calibration)))
+            decode = decode_settings(job, self.tokenizer)
+            return {"shares": gate_shares(method, engine, calibration, decode, job.settings.seed)}
+
+        keep, rewrite, escalate, judge = self._stored("gate", asked, measure)["shares"]
+        return keep, rewrite, escalate, judge
+
+    def priced(self, method: Method) -> Method:
+        """The method with the costs that its call rule reads, relative to the target's. Raises NotMeasured."""
+        verifier = method.verifier
+        calls = verifier.calls if isinstance(verifier, Hierarchical) else None
+        if calls is None or None not in (calls.draft_cost, calls.slim_cost, calls.target_cost):
+            return method
+        asked = {**{key: self.who[key] for key in CALIBRATED}, "method": describe(method)}
+
+        def measure() -> dict[str, Any]:
+            engine = self._load(method.roles, self.longest)
+            who = {key: self.who[key] for key in CALIBRATED}
+            costs = calibrate(engine, {method.name: method.open(engine)}, who, self.job.settings.results)
+            fed = 1 + (method.stop.length if isinstance(method.stop, FixedLength) else DEFAULT_BLOCK)
+            target = costs.seconds(method.name, "target", fed)
+            drafts = sorted(method.drafter.roles)
+            draft = costs.seconds(method.name, drafts[0], 1) if drafts else target
+            return {"draft": draft / target, "slim": costs.seconds(method.name, "slim", fed) / target}
+
+        found = self._stored("prices", asked, measure)
+        relative = {f"{name}_cost": float(f"{value:.3g}") for name, value in {**found, "target": 1.0}.items()}
+        told: dict[str, Any] = {name: value for name, value in relative.items() if getattr(calls, name) is None}
+        verifier = dataclasses.replace(verifier, calls=dataclasses.replace(calls, **told))  # type: ignore[type-var]
+        return dataclasses.replace(method, verifier=verifier)
+
+    def _stored(self, kind: str, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        results = self.job.settings.results
+        path = results / "settled" / f"{kind}_{identity.digest(asked)}.json"
+        stored = read_json(path)
+        if stored is None:
+            if not self.may_measure:
+                raise NotMeasured
+            stored = measure()
+            create_folder(path.parent, results)
+            replace_json(path, stored)
+        return stored
+
+    def _load(self, roles: Iterable[str], longest: int) -> Engine:
+        slots = longest + self.job.task.max_new_tokens
+        if self.engine is None or not set(roles) <= set(self.engine.models) or slots > self.engine.slots:
+            self.engine = load_engine(self.job, roles, longest)
+        return self.engine

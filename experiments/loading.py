@@ -1,0 +1,49 @@
+"""What a job needs of models: the engine, when a text ends, and a method as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from experiments import identity
+from experiments.config import TARGET_PREFIXES, Job
+from experiments.stopping import StopStrings
+from viasd.decode import Decode
+from viasd.engine import Engine
+from viasd.models import weights_bytes
+
+WORTH_A_BAR = 2**30  # bytes of weights: what loads in a second needs no progress bar
+
+
+def describe(part: Any) -> Any:
+    """A spec as plain data, with the name of its class: what a yaml would say. Own classes come with their source."""
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        fields = {field.name: describe(getattr(part, field.name)) for field in dataclasses.fields(part)}
+        own = (
+            {} if type(part).__module__.startswith(TARGET_PREFIXES) else {"_source_": identity.source_hash(type(part))}
+        )
+        return {"_target_": f"{type(part).__module__}.{type(part).__qualname__}", **own, **fields}
+    if isinstance(part, Mapping):
+        return {key: describe(value) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [describe(value) for value in part]
+    return part
+
+
+def load_engine(job: Job, roles: Iterable[str], longest: int) -> Engine:
+    """The pair's models of these roles, with caches for a prompt of `longest` tokens and its output."""
+    from transformers.utils import logging as library
+
+    if not sys.stderr.isatty() or weights_bytes(job.pair.path("target")) < WORTH_A_BAR:
+        library.disable_progress_bar()
+    slots = longest + job.task.max_new_tokens
+    engine = job.engine
+    return Engine.load(job.pair, sorted({"target", *roles}), engine.device, engine.dtype, slots, engine.mode)
+
+
+def decode_settings(job: Job, tokenizer: Any) -> Decode:
+    """When a text ends: at the task's length limit, the tokenizer's end mark, or one of the task's stop strings."""
+    stop = StopStrings(tokenizer, job.task.stop_strings) if job.task.stop_strings else None
+    return Decode(job.sampling, job.task.max_new_tokens, frozenset({tokenizer.eos_token_id}), stop)

@@ -1,0 +1,181 @@
+"""Gates beyond the paper's: deferral by how sure the slim verifier is, learned deferral, the draft's probability."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from viasd.routing import ESCALATE, JUDGE, KEEP, Evidence, SetGate, one_hot
+from viasd.sampling import Draws
+from viasd.spec import spec
+
+Measure = Literal["confidence", "entropy", "margin", "overlap"]
+Rule = Literal["agree", "diff", "opt"]
+SLIM_FEATURES = ("confidence", "entropy", "margin")
+DRAFT_FEATURES = ("draft_confidence", "draft_entropy", "same_choice", "slim_of_draft", "draft_of_slim")
+LARGEST = 20.0  # features are log-odds and nats; beyond this they say no more
+OUTCOMES = ("agree", "target_top", "distance")
+
+
+class PositionGate:
+    """A gate that looks at rows alone: JUDGE where `sure`, else ESCALATE, whatever token was drafted."""
+
+    __slots__ = ()
+
+    def sure(self, evidence: Evidence) -> Tensor:
+        """Whether [n] the slim verifier may judge the position."""
+        raise NotImplementedError
+
+    @property
+    def judges(self) -> bool:
+        return True
+
+    def shares(self, evidence: Evidence) -> Tensor:
+        region = self._region(evidence)[:, None].expand(evidence.slim.shape)
+        return one_hot(region, evidence.slim)
+
+    def classify(self, evidence: Evidence, tokens: Tensor, draws: Draws) -> Tensor:
+        return self._region(evidence)
+
+    def _region(self, evidence: Evidence) -> Tensor:
+        return torch.where(self.sure(evidence), JUDGE, ESCALATE)
+
+
+@spec
+class DeferralGate(PositionGate):
+    """Defer to the target where the slim verifier is unsure, whatever token was drafted (ours; DESIGN, `deferral`).
+
+    `confidence`: the largest slim probability is at least `threshold` (Chow's rule, 1 - alpha; threshold 0 defers
+    nothing). `entropy`: the slim row has at most `threshold` nats (its log-loss form). `margin`: its two largest
+    probabilities differ by at least `threshold`. `overlap`: the sum of min(slim, draft) probabilities is at least
+    `threshold`. All rows are raw (reference: baselines, speculative cascades).
+    """
+
+    measure: Measure = "confidence"
+    threshold: Annotated[float, Field(ge=0)] = 0.5
+
+    def sure(self, evidence: Evidence) -> Tensor:
+        slim = evidence.slim.softmax(-1)
+        if self.measure == "confidence":
+            return slim.amax(-1) >= self.threshold
+        if self.measure == "entropy":
+            return entropy(slim) <= self.threshold
+        if self.measure == "margin" or evidence.draft is None:  # behind the draft there is nothing to overlap with
+            best = slim.topk(2, dim=-1).values
+            return best[:, 0] - best[:, 1] >= self.threshold
+        return torch.minimum(slim, evidence.draft.softmax(-1)).sum(-1) >= self.threshold
+
+
+@spec
+class DraftProbabilityGate(SetGate):
+    """Keep a token to which the draft model gave at least `min_prob` (raw row), whatever the slim row says (ours)."""
+
+    min_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    def regions(self, evidence: Evidence) -> Tensor:
+        if evidence.draft is None:  # the token behind the draft has no draft probability
+            return torch.full(evidence.slim.shape, ESCALATE, device=evidence.slim.device)
+        return torch.where(evidence.draft.softmax(-1) >= self.min_prob, KEEP, ESCALATE)
+
+
+@spec
+class StrictnessGate(SetGate):
+    """A nested family of gates in one number (DESIGN, mode budget): what a gate keeps, every looser one keeps.
+
+    0 keeps everything. Up to 1/2 the smallest ratio s(v) / max s of a kept token rises from 0 to 1, and above that a
+    floor on s(v) itself, from 0 to 1. At 1 every token is escalated.
+    """
+
+    strictness: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    def regions(self, evidence: Evidence) -> Tensor:
+        logits = evidence.slim
+        best, total = logits.amax(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
+        return self._region((logits - best).exp(), (logits - total).exp())
+
+    def classify(self, evidence: Evidence, tokens: Tensor, draws: Draws) -> Tensor:
+        logits = evidence.slim
+        chosen = logits.gather(1, tokens[:, None])[:, 0]
+        return self._region((chosen - logits.amax(-1)).exp(), (chosen - logits.logsumexp(-1)).exp())
+
+    def _region(self, ratio: Tensor, probability: Tensor) -> Tensor:
+        smallest, floor = min(1.0, 2 * self.strictness), 2 * self.strictness - 1
+        if self.strictness == 1:
+            return torch.full_like(ratio, ESCALATE, dtype=torch.long)
+        return torch.where((ratio >= smallest) & (probability >= floor), KEEP, ESCALATE)
+
+
+@spec
+class LearnedGate(PositionGate):
+    """Deferral by what the target is expected to say, from features of the slim and the draft row (ours).
+
+    `rule`: `agree` lets the slim verifier judge where the learned probability that its first choice is the target's is
+    at least 1 - `cost`; `diff` where its confidence is at least the expected largest target probability minus `cost`;
+    `opt` where that holds with `cost` times the expected TV distance of the two rows (Chow, Diff and OPT of speculative
+    cascades, with expectations in the place of the target's row, which is not there).
+
+    `weights` [outcome][feature] are learned from audits of training prompts (scripts/train_gate.py): an intercept, then
+    SLIM_FEATURES and DRAFT_FEATURES; `bonus_weights` the same without the draft's, for the token behind a draft. A path
+    names a JSON file with both, which is read before a run.
+    """
+
+    rule: Rule = "agree"
+    cost: float = 0.05
+    weights: dict[str, list[float]] | str = "auto"
+    bonus_weights: dict[str, list[float]] = Field(default_factory=dict)
+
+    def sure(self, evidence: Evidence) -> Tensor:
+        if isinstance(self.weights, str):
+            raise AssertionError(f"weights {self.weights!r} were not read before opening")
+        weights = self.bonus_weights if evidence.draft is None else self.weights
+        seen = features(evidence)  # [n, F]
+        if self.rule == "agree":
+            return _linear(seen, weights["agree"]).sigmoid() >= 1 - self.cost
+        allowed = self.cost * (_linear(seen, weights["distance"]).clamp(0, 1) if self.rule == "opt" else 1.0)
+        expected = _linear(seen, weights["target_top"]).clamp(0, 1)
+        return evidence.slim.softmax(-1).amax(-1) >= expected - allowed
+
+
+def _linear(seen: Tensor, weights: list[float]) -> Tensor:
+    """Intercept and weighted features [n]."""
+    total = torch.full_like(seen[:, 0], weights[0])
+    for place, weight in enumerate(weights[1:]):  # a weight at a time: a tensor of them would be copied to the device
+        total = total + weight * seen[:, place]
+    return total
+
+
+def features(evidence: Evidence) -> Tensor:
+    """What a learned gate looks at, [n, F]: SLIM_FEATURES, and DRAFT_FEATURES where there is a draft row.
+
+    Log-odds of the first choice, entropy in nats, log-probability margin of the first two; the same of the draft;
+    whether the first choices are one; how far each one's first choice lies below the other's best, in log-probability.
+    """
+    log_slim = evidence.slim.log_softmax(-1)
+    best = log_slim.topk(2, dim=-1)
+    found = [log_odds(best.values[:, 0]), entropy(log_slim.exp()), best.values[:, 0] - best.values[:, 1]]
+    if evidence.draft is not None:
+        log_draft = evidence.draft.log_softmax(-1)
+        top, choice = log_draft.max(-1)
+        ours = best.indices[:, :1]
+        found += [
+            log_odds(top),
+            entropy(log_draft.exp()),
+            (choice == ours[:, 0]).to(log_slim.dtype),
+            log_slim.gather(1, choice[:, None])[:, 0] - best.values[:, 0],
+            log_draft.gather(1, ours)[:, 0] - top,
+        ]
+    return torch.stack(found, dim=1).clamp(-LARGEST, LARGEST)
+
+
+def log_odds(log_probability: Tensor) -> Tensor:
+    """log(p / (1 - p)) of log p, finite."""
+    rest = (-torch.expm1(log_probability)).clamp(min=torch.finfo(log_probability.dtype).tiny)
+    return log_probability - rest.log()
+
+
+def entropy(rows: Tensor) -> Tensor:
+    """Entropy [n] in nats of probabilities [n, V]."""
+    return torch.special.entr(rows).sum(-1)
