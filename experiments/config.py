@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import Field, TypeAdapter
 
 from experiments.entry import results_folder as results_folder  # commands find it here, too
-from experiments.errors import UserError, config_folders
+from experiments.errors import UserError, config_folders, near
 from experiments.tasks.base import Task
 from experiments.tracking import Tracking
 from viasd.method import Method
@@ -25,13 +24,13 @@ from viasd.sampling import Sampling
 from viasd.spec import spec
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-SMALL_TARGET = 64 * 2**20  # bytes of weights
 TARGET_PREFIXES = ("viasd.", "baselines.", "experiments.")
 
 
 @spec
 class EngineSpec:
-    """Where and how models run. `auto` dtype is float32 on a CPU, bfloat16 on CUDA; threads are CPU threads.
+    """Where and how models run. `auto` dtype is float32 on a CPU, bfloat16 on CUDA; threads are CPU threads
+    (`experiments.threads` says what `auto` is).
 
     `mode`: `eager` runs the library's modules, `fused` the same layers with fewer operations, `graphs` recordings of
     those (CUDA), `compile` the same layers compiled (on CUDA recorded too), `auto`, where a model's family is known,
@@ -42,17 +41,6 @@ class EngineSpec:
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
     mode: Literal["auto", "eager", "fused", "graphs", "compile"] = "auto"
-
-    def thread_count(self, target_bytes: int) -> int:
-        """The number asked for; `auto`: one for a target whose weights fit a processor's cache, else all cores.
-
-        With one thread another process on the machine does not ruin the times of a small model; threads that wait for
-        each other at every layer ran 10 times slower there (docs/LOG.md).
-        """
-        if self.threads != "auto":
-            return self.threads
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return 1 if target_bytes < SMALL_TARGET else cores
 
 
 @spec
@@ -159,13 +147,28 @@ def _targets(node: Any, key: str) -> list[tuple[str, str]]:
 def vary(method: Any, label: str, overrides: str) -> Method:
     """The composed method under another name with some of its keys changed, as in `stop.length=3 verifier.mode=lossy`.
 
-    Raises UserError for what is no key=value; keys the method does not know fail as they do on the command line.
+    A key that is a group below conf/method takes the name of one of its yamls: `verifier/gate=deferral`. Raises
+    UserError for what is no key=value; keys the method does not know fail as they do on the command line.
     """
     wrong = [text for text in overrides.split() if "=" not in text.strip("=")]
     if wrong or not overrides.split():
         raise UserError(f"arms: {label}: {overrides!r}: accepted: KEY=VALUE of the method, as in stop.length=3")
-    node = OmegaConf.merge(OmegaConf.create(method), OmegaConf.from_dotlist(overrides.split()), {"name": label})
-    return make(node, f"arms: {label}")
+    node = OmegaConf.create(method)
+    changes = [text for text in overrides.split() if not _choose_part(node, *text.split("=", 1))]
+    return make(OmegaConf.merge(node, OmegaConf.from_dotlist(changes), {"name": label}), f"arms: {label}")
+
+
+def _choose_part(method: DictConfig, key: str, name: str) -> bool:
+    """Put a yaml of the group conf/method/KEY in its place, if there is such a group. Raises UserError for its name."""
+    path = key.replace("/", ".")
+    options = GlobalHydra.instance().config_loader().get_group_options(f"method/{key}", ObjectType.CONFIG)
+    if not options:
+        return False
+    if name not in options:
+        raise UserError(f"{key}={name}: not found{near(name, options)}")
+    chosen = compose(config_name=f"method/{key}/{name}")
+    OmegaConf.update(method, path, OmegaConf.select(chosen, f"method.{path}"), merge=False)
+    return True
 
 
 def method_names() -> list[str]:

@@ -18,11 +18,14 @@ from experiments.measure import Stopwatch, collection_off
 from experiments.store import create_folder, read_json, replace_json
 from viasd.decode import Speculative
 from viasd.engine import Engine
+from viasd.models import Kept, name_kept
 from viasd.reader import Reader
 
 WARM_UPS = 2  # cycles that are not kept
-FED = (1, 2, 4, 6, 8, 16, 32, 64)  # tokens fed in the steps that are timed for a run
-CONTEXT, REPEATS = 256, 12  # tokens in the cache behind which they are timed, at most; and how often
+FED = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64)  # tokens fed in the steps that are timed for a run
+PIECE = 512  # tokens fed at a time where a cache is filled
+CONTEXT, REPEATS = 256, 4  # tokens in the cache behind which they are timed, at most; and how many series of them
+SERIES = 8  # steps in a row, of which all but the first are timed: as vanilla's, and the drafter's, follow each other
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def time_readers(
     context: int,
     repeats: int,
     *,
+    series: int = 2,
     seed: int = 0,
     tick: Callable[[], object] = lambda: None,
 ) -> dict[str, CostCurve]:
@@ -74,29 +78,33 @@ def time_readers(
 
     A judge computes a row for each fed token, the drafter one, as they do in a round. A cycle holds each step once, in
     random order, so that what the machine does meanwhile falls on all: readers, and the steps of one reader in a row.
-    Each step runs twice and the second time counts, since in a round, too, a reader's weights are near: after another
-    reader's step they would not be. `tick` is called per cycle.
+    A step is done `series` times in a row and the first time does not count: a reader that goes on finds its weights
+    near, and after another reader's step it would not. `tick` is called per cycle.
     """
     ids = random_ids(engine, context + lengths[-1], seed)
     for one in timed.values():
-        if one.reader.read < context:
-            one.reader.feed(ids, context, last=0)
+        fill(one.reader, ids, context)
     seconds: dict[tuple[str, int], list[float]] = {(name, fed): [] for name in timed for fed in lengths}
     order = random.Random(seed)
     with collection_off():
         for cycle in range(-WARM_UPS, repeats):
             for name in order.sample(list(timed), len(timed)):
                 for fed in order.sample(lengths, len(lengths)):
-                    time_step(engine.device, timed, name, ids, context, fed)  # its weights come near, as in a round
-                    spent = time_step(engine.device, timed, name, ids, context, fed)
+                    spent = time_series(engine.device, timed, name, ids, context, fed, series)
                     if cycle >= 0:
-                        seconds[name, fed].append(spent)
+                        seconds[name, fed] += spent[1:]
             tick()
     curves = {name: CostCurve() for name in timed}
     for name, fed in seconds:
         low, median, high = (float(value) for value in np.percentile(seconds[name, fed], [25, 50, 75]))
         curves[name].steps[fed] = Cost(median, low, high)
     return curves
+
+
+def fill(reader: Reader, ids: Tensor, context: int) -> None:
+    """Read what is not read of ids[:context], a piece at a time: the mask of all would have context^2 entries."""
+    while reader.read < context:
+        reader.feed(ids, min(reader.read + PIECE, context), last=0)
 
 
 def random_ids(engine: Engine, count: int, seed: int) -> Tensor:
@@ -106,7 +114,7 @@ def random_ids(engine: Engine, count: int, seed: int) -> Tensor:
     return torch.randint(min(known, engine.vocabulary), (count,), generator=generator).to(engine.device)
 
 
-def open_readers(engine: Engine, drafter: str | None, views: Mapping[str, Sequence[int]]) -> dict[str, Timed]:
+def open_readers(engine: Engine, drafter: str | None, views: Mapping[str, Kept]) -> dict[str, Timed]:
     """Every model of the engine by role, and the target's views by name, on its cache, which the target fills first."""
     readers = engine.readers()
     target = readers.get("target")
@@ -117,23 +125,30 @@ def open_readers(engine: Engine, drafter: str | None, views: Mapping[str, Sequen
     return timed
 
 
-def open_slim(engine: Engine, kept: Sequence[int], target: Reader) -> Reader:
+def open_slim(engine: Engine, kept: Kept, target: Reader) -> Reader:
     """A slim view on the target's cache, as methods open it; any number of them, which one decoder cannot have."""
     view = engine.view(kept)
     forward = engine.forward(view, "target")
     return Reader("slim", view, engine.cache("target"), forward, engine.vocabulary, engine.probe, stronger=target)
 
 
-def time_step(
-    device: torch.device, timed: Mapping[str, Timed], name: str, ids: Tensor, context: int, fed: int
-) -> float:
-    """Seconds of one forward over `fed` tokens behind `context`, an accelerator synchronized at both ends."""
-    for one in timed.values():  # a view counts what the target has read as read
-        one.reader.rewind(context)
-    step = timed[name]
-    with Stopwatch(device) as watch:
-        step.reader.feed(ids, context + fed, last=step.rows(fed))
-    return watch.end - watch.start
+def time_series(
+    device: torch.device, timed: Mapping[str, Timed], name: str, ids: Tensor, context: int, fed: int, count: int
+) -> list[float]:
+    """Seconds of each of `count` forwards in a row, an accelerator synchronized at both ends.
+
+    Each feeds the next `fed` ids behind `context`; where the ids end, it goes back to the first of them.
+    """
+    step, places = timed[name], (len(ids) - context) // fed
+    seconds = []
+    for index in range(count):
+        start = context + index % places * fed
+        for one in timed.values():  # a view counts what the target has read as read
+            one.reader.rewind(context if one is not step else start)
+        with Stopwatch(device) as watch:
+            step.reader.feed(ids, start + fed, last=step.rows(fed))
+        seconds.append(watch.end - watch.start)
+    return seconds
 
 
 # --- of a run -----------------------------------------------------------------------------------------------------
@@ -163,18 +178,18 @@ def calibrate(engine: Engine, arms: Mapping[str, Speculative], who: Mapping[str,
         for reader in decoder.readers.opened():
             assert isinstance(reader, Reader)
             kept = layers.get(id(reader.model))
-            name = roles[id(reader.model)] if kept is None else f"slim {' '.join(map(str, kept))}"
+            name = roles[id(reader.model)] if kept is None else f"slim {name_kept(kept)}"
             names[arm, reader.role] = name
             if kept is not None:
                 views[name] = kept
     lengths = [fed for fed in FED if fed < engine.slots]
-    context = max(1, min(CONTEXT, engine.slots - lengths[-1]))
+    context = max(1, min(CONTEXT, engine.slots // 2, engine.slots - lengths[-1]))  # halfway through a long request
     asked = {**who, "readers": sorted({*engine.models, *views}), "context": context, "lengths": lengths}
     path = results / "settled" / f"costs_{digest(asked)}.json"
     stored = read_json(path)
     if stored is None:
         timed = open_readers(engine, "draft", views)
-        measured = time_readers(engine, timed, lengths, context, REPEATS)
+        measured = time_readers(engine, timed, lengths, context, REPEATS, series=SERIES)
         stored = {name: {str(fed): asdict(cost) for fed, cost in one.steps.items()} for name, one in measured.items()}
         create_folder(path.parent, results)
         replace_json(path, stored)

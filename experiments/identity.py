@@ -34,6 +34,7 @@ MEASURING = (
     "resolve.py",
     "stopping.py",
     "tasks",
+    "tokens.py",
 )
 LIBRARIES = ("torch", "transformers", "tokenizers", "rouge-score", "sacrebleu")  # models and scorers
 

@@ -18,9 +18,11 @@ from experiments.measure import Prompt
 from experiments.resolve import resolve_method
 from experiments.store import RunFolder
 from experiments.tasks.base import Example
+from experiments.threads import count_threads
+from experiments.tokens import open_tokenizer
 from viasd.engine import Engine, resolve_device, resolve_dtype
 from viasd.method import Method
-from viasd.models import context_length, load_tokenizer, weights_bytes
+from viasd.models import context_length
 
 
 @dataclasses.dataclass
@@ -61,8 +63,8 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
     method, notice = resolve_method(job.method, job.pair)
     who = surroundings(job)
     torch.set_num_threads(who["threads"])
-    tokenizer = load_tokenizer(job.pair)
     source = job.task.examples("test")
+    tokenizer = open_tokenizer(job.pair, [one.prompt for one in source], who, job.settings.results, may_measure)
     everything, skipped = read_prompts(job, source, tokenizer)
     prompts = everything[: job.settings.detail_limit]
     longest = max(len(prompt.ids) for prompt in everything)  # of the whole task, so that memory does not follow limit
@@ -100,7 +102,7 @@ def surroundings(job: Job) -> dict[str, Any]:
         "pair": {"name": job.pair.name, "models": identity.pair_identity(job.pair)},
         "device": identity.device_name(device),
         "dtype": str(resolve_dtype(job.engine.dtype, device)).removeprefix("torch."),
-        "threads": job.engine.thread_count(weights_bytes(job.pair.path("target"))),
+        "threads": count_threads(job.pair, job.engine, job.settings.results),
         "mode": job.engine.mode,
         "versions": identity.versions(),
         "code_hash": identity.code_hash(),

@@ -15,7 +15,17 @@ from viasd.engine import Engine
 from viasd.gates import LearnedGate
 from viasd.hierarchical import Hierarchical, SlimTier
 from viasd.method import Method
-from viasd.models import Pair, early_exit_mask, even_mask, locate, random_mask, read_mask
+from viasd.models import (
+    Branches,
+    Pair,
+    check_kept,
+    early_exit_mask,
+    even_mask,
+    locate,
+    name_kept,
+    random_mask,
+    read_mask,
+)
 from viasd.routing import ESCALATE, JUDGE, REWRITE
 from viasd.sampling import SeededDraws
 from viasd.verification import Intermediate, PairModel, RuleVerifier, SlimView
@@ -71,7 +81,8 @@ def read_gate(gate: LearnedGate, slim: Intermediate, pair: Pair) -> LearnedGate:
 def describe_slim(slim: Intermediate) -> str:
     """A slim verifier in a few words: the layers it keeps, or the role of its model."""
     if isinstance(slim, SlimView):
-        return f"layers {' '.join(map(str, slim.mask))}, {slim.cache}"
+        assert not isinstance(slim.mask, str)
+        return f"layers {name_kept(slim.mask)}, {slim.cache}"
     return f"model {slim.role}" if isinstance(slim, PairModel) else type(slim).__qualname__
 
 
@@ -84,12 +95,15 @@ def read_json_file(name: str, key: str) -> dict[str, Any]:
     return content
 
 
-def resolve_mask(slim: SlimView, pair: Pair) -> tuple[list[int], str | None]:
-    """Kept layers of a slim view of the pair's target. Raises UserError for layers the target does not have."""
+def resolve_mask(slim: SlimView, pair: Pair) -> tuple[list[int] | Branches, str | None]:
+    """What a slim view of the pair's target keeps. Raises PairError for layers the target does not have.
+
+    `auto` takes a mask of layers; one of branches has to be named. Of several searched masks that fit, one that was
+    searched in the view's cache mode comes first.
+    """
     layers = target_layers(pair)
-    if isinstance(slim.mask, list):
-        if slim.mask != sorted(set(slim.mask)) or not slim.mask or slim.mask[0] < 0 or slim.mask[-1] >= layers:
-            raise UserError(f"mask={slim.mask}: accepted: ascending layer numbers from 0 to {layers - 1}")
+    if not isinstance(slim.mask, str):
+        check_kept(slim.mask, layers, "mask=")
         return slim.mask, None
     if slim.mask == "early_exit":
         return early_exit_mask(layers, slim.skip_ratio), None
@@ -101,12 +115,17 @@ def resolve_mask(slim: SlimView, pair: Pair) -> tuple[list[int], str | None]:
     if slim.mask != "auto":
         return read_mask(slim.mask, target, layers), None
     even = even_mask(layers, slim.skip_ratio, slim.keep_ends)
-    for name in pair.masks:
-        if mask_owner(name) == target:
-            kept = read_mask(name, target, layers)
-            if len(kept) == len(even) and (not slim.keep_ends or {0, layers - 1} <= set(kept)):
-                return kept, None
+    for name in searched_masks(pair, target, slim.cache):
+        kept = read_mask(name, target, layers)
+        if isinstance(kept, list) and len(kept) == len(even) and (not slim.keep_ends or {0, layers - 1} <= set(kept)):
+            return kept, None
     return even, f"no searched mask for this target at skip_ratio={slim.skip_ratio:g}: layers are skipped evenly"
+
+
+def searched_masks(pair: Pair, target: str, cache: str) -> list[str]:
+    """The pair's mask files that were made for this target; those that were searched in this cache mode first."""
+    own = [name for name in pair.masks if mask_owner(name) == target]
+    return sorted(own, key=lambda name: read_json_file(name, "pair.masks").get("cache") != cache)
 
 
 def mask_owner(name: str) -> str | None:

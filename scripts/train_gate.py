@@ -21,12 +21,13 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.config import CHECKOUT, EngineSpec, make
+from experiments.config import CHECKOUT, EngineSpec, make, results_folder
 from experiments.identity import digest, model_hash
 from experiments.resolve import describe_slim, resolve_mask
+from experiments.threads import count_threads
 from viasd.engine import Engine
 from viasd.gates import DRAFT_FEATURES, SLIM_FEATURES, features
-from viasd.models import load_tokenizer, weights_bytes
+from viasd.models import load_tokenizer
 from viasd.routing import Evidence
 from viasd.verification import SlimView
 
@@ -57,7 +58,7 @@ def main() -> None:
     with initialize_config_dir(str(CHECKOUT / "conf"), version_base="1.3"):
         pair = make(compose("config", [f"pair={options.pair}"])["pair"], "pair")
         tasks = [make(compose("config", [f"task={name}"])["task"], "task") for name in options.tasks.split(",")]
-    torch.set_num_threads(EngineSpec().thread_count(weights_bytes(pair.path("target"))))
+    torch.set_num_threads(count_threads(pair, EngineSpec(), results_folder(None)))
     view = SlimView(mask=options.mask, skip_ratio=options.ratio, cache=options.cache)
     kept, notice = resolve_mask(view, pair)
     view = SlimView(mask=kept, skip_ratio=options.ratio, cache=options.cache)

@@ -28,7 +28,7 @@ from experiments.entry import run_command  # noqa: E402
 from experiments.errors import UserError  # noqa: E402
 from experiments.identity import model_hash  # noqa: E402
 from experiments.pairs import pair_folder  # noqa: E402
-from viasd.engine import resolve_dtype  # noqa: E402
+from viasd.engine import resolve_device, resolve_dtype  # noqa: E402
 from viasd.models import Pair, load_model, locate  # noqa: E402
 from viasd.widening import SCALES, Widths, parameter_count, widened, widths, widths_at  # noqa: E402
 
@@ -52,6 +52,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float64"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0, help="of the weights that have no effect")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="cpu",
+        help="where weights are drawn: CUDA draws others",
+    )
     parser.add_argument("--check", action="store_true", help="compare logits of wide and source model before writing")
     parser.add_argument("--force", action="store_true", help="replace the pair that is in the folder")
     options = parser.parse_args(arguments)
@@ -114,7 +120,7 @@ def make_model(
     """Widen one model, check it if asked, and write it with its tokenizer."""
     started = time.perf_counter()
     original = load_model(source, role, torch.float64, torch.device("cpu"))
-    wide = widened(original, size, dtype, options.seed)
+    wide = widened(original, size, dtype, options.seed, resolve_device(options.device))
     print(
         f"{role}: {wide.config.num_hidden_layers} layers x {size.residual}, {size.heads} heads, {size.units} units: "
         f"{wide.num_parameters():,} parameters, {wide.num_parameters() * dtype.itemsize / 1e9:.2f} GB {options.dtype}"
@@ -133,7 +139,7 @@ def check(original: Any, wide: Any) -> str:
     """How far the wide model's logits are from the original's in float64. Raises RuntimeError where that is too far."""
     ids = torch.randint(original.config.vocab_size, PROMPTS, generator=torch.Generator().manual_seed(0))
     right = original(input_ids=ids, use_cache=False).logits
-    found = wide(input_ids=ids, use_cache=False).logits.double()
+    found = wide(input_ids=ids.to(wide.device), use_cache=False).logits.double().to(right.device)
     narrow = original.to(wide.dtype)(input_ids=ids, use_cache=False).logits.double()
     largest, off, rounding = (float(values.abs().max()) for values in (right, found - right, narrow - right))
     same = float((found.argmax(-1) == right.argmax(-1)).double().mean())

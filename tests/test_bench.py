@@ -174,7 +174,7 @@ def named(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    asked = ["engine.dtype=float64", "contexts=[16,4096]", "methods=[slim_only]"]
+    asked = ["engine.dtype=float64", "contexts=[16,600]", "methods=[slim_only]"]
     code, out, err = run(capsys, tmp_path, *asked)
     assert code == 0, err
     content, text = stored(tmp_path)
@@ -196,14 +196,17 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 def check_steps(content: dict[str, Any], lines: dict[str, dict[str, Any]]) -> None:
-    """Every reader at the context that is read, judges with a draft, too; the other context says why not."""
+    """Every reader at every context, judges with a draft, too; what is more than the models read is marked."""
     readers = {(step["reader"], step["fed"]) for step in content["steps"]["steps"]}
     judges = {(name, fed) for name in ("target", "mid", "slim") for fed in (1, 6)}
     assert readers == {("draft", 1)} | judges
     assert lines["target, 6 at 16"]["low"] <= lines["target, 6 at 16"]["value"]
-    assert "of bandwidth, eager/auto" in lines["target, 6 at 16"]["beside"]
-    assert lines["at 4096"]["value"] is None and "512" in lines["at 4096"]["beside"]
-    assert content["steps"]["unread"] == [4096] and content["steps"]["copy_bandwidth"] > 0
+    assert "of copy, eager/auto" in lines["target, 6 at 16"]["beside"]
+    assert "ms/token" in lines["target, 6 at 16"]["beside"]
+    assert lines["slim, 6 at 600"]["value"] > 0
+    assert [name for name, one in lines.items() if "cost only" in one["beside"]] == ["at 600"]
+    assert not any(one["part"] == "cuda" for one in lines.values())
+    assert content["steps"]["unread"] == [] and content["steps"]["copy_bandwidth"] > 0
 
 
 def check_agreement(content: dict[str, Any], out: str, text: str) -> None:

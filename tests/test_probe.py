@@ -50,8 +50,8 @@ def test_steps_are_priced_by_role() -> None:
     costs = {role: CostCurve({1: Cost(one, one, one), 3: Cost(three, three, three)}) for role, one, three in
              (("target", 10.0, 12.0), ("draft", 1.0, 1.0))}  # fmt: skip
     steps: Any = {("target", 2): 2, ("draft", 1): 3}
-    assert Replay(5, 2, 0, steps).seconds(costs) == pytest.approx(2 * 11 + 3)
-    assert Replay(5, 2, 0, steps).seconds(costs, "draft") == pytest.approx(3)
+    assert Replay(5, 2, 0, 5, 1, 5, steps).seconds(costs) == pytest.approx(2 * 11 + 3)
+    assert Replay(5, 2, 0, 5, 1, 5, steps).seconds(costs, "draft") == pytest.approx(3)
 
 
 # --- replays ------------------------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ from experiments.config import CHECKOUT, make
 from experiments.identity import model_hash
 from experiments.pairs import WidePair, pair_folder
 from viasd.engine import Engine, Mode
-from viasd.forward import Norm
 from viasd.models import Pair, PairError, load_model, make_view, read_mask
 from viasd.widening import (
     SCALES,
@@ -77,11 +76,11 @@ def double_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     def library(norm: Any, states: torch.Tensor) -> torch.Tensor:
         return functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
-    def fused(norm: Any, states: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(states, norm._shape, norm._weight, norm._eps)
+    def fused(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return functional.rms_norm(states, weight.shape, weight, eps)
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", library)
-    monkeypatch.setattr(Norm, "__call__", fused)
+    monkeypatch.setattr("viasd.forward.normalize", fused)
 
 
 # --- the same function --------------------------------------------------------------------------------------------

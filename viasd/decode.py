@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from viasd.blocks import DraftedBlock
+from viasd.models import Kept
 from viasd.sampling import Draws, Sampling
 
 Tier = Literal["draft", "slim", "target"]
@@ -36,9 +37,7 @@ class Readers(Protocol):
     """The readers that one decoder opened, by role."""
 
     def get(self, role: str, name: str | None = None) -> RowReader: ...
-    def slim(
-        self, kept: Sequence[int], cache: str, role: str = "slim", stronger: RowReader | None = None
-    ) -> RowReader: ...
+    def slim(self, kept: Kept, cache: str, role: str = "slim", stronger: RowReader | None = None) -> RowReader: ...
     def opened(self) -> Sequence[RowReader]: ...
     @property
     def device(self) -> torch.device: ...

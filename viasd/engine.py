@@ -12,7 +12,7 @@ from viasd.decode import RowReader
 from viasd.forward import Forward, FusedForward, FusedLayer, ModuleForward, obstacle
 from viasd.graphs import CudaRecorder, GraphForward, Record
 from viasd.masks import MaskBank
-from viasd.models import Pair, PairError, common_vocabulary, load_model, make_view
+from viasd.models import Branches, Kept, Pair, PairError, attention_layers, common_vocabulary, load_model, make_view
 from viasd.reader import Probe, Reader
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -58,7 +58,7 @@ class Engine:
         recorded = self.device.type == "cuda" and mode in ("auto", "graphs", "compile")
         self.record: Record | None = CudaRecorder() if recorded else None
         self.compiler = LayerCompiler("inductor")
-        self._views: dict[tuple[int, ...], Any] = {}
+        self._views: dict[tuple[int, ...] | Branches, Any] = {}
         self._caches: dict[str, Any] = {}
         self._masks: dict[Any, MaskBank] = {}
         self._forwards: dict[tuple[int, str], Forward] = {}
@@ -143,16 +143,16 @@ class Engine:
             self._layers[id(layer)] = FusedLayer(layer)
         return self._layers[id(layer)]
 
-    def view(self, kept: Sequence[int]) -> Any:
-        """The target with only these layers."""
-        key = tuple(kept)
+    def view(self, kept: Kept) -> Any:
+        """The target with only these layers, or branches of layers."""
+        key = kept if isinstance(kept, Branches) else tuple(kept)
         if key not in self._views:
-            self._views[key] = make_view(self.models["target"], list(key))
+            self._views[key] = make_view(self.models["target"], key)
         return self._views[key]
 
     @property
-    def views(self) -> dict[tuple[int, ...], Any]:
-        """The views made so far, by the layers they keep."""
+    def views(self) -> dict[tuple[int, ...] | Branches, Any]:
+        """The views made so far, by the layers or branches they keep."""
         return dict(self._views)
 
     def model(self, role: str) -> Any:
@@ -177,7 +177,7 @@ class EngineReaders:
         """The reader of a model of the pair, under the name of its role or another one."""
         return self._open(name or role, role, self._engine.model(role))
 
-    def slim(self, kept: Sequence[int], cache: str, role: str = "slim", stronger: RowReader | None = None) -> Reader:
+    def slim(self, kept: Kept, cache: str, role: str = "slim", stronger: RowReader | None = None) -> Reader:
         """The slim view; with `cache="shared"` it leans on the target's reader, which is opened too.
 
         `stronger`: the reader of another view; if it is on the target's cache as well, this one leans on it, and its
@@ -189,7 +189,8 @@ class EngineReaders:
         target = self.get("target")
         if not isinstance(stronger, Reader) or stronger.cache is not target.cache:
             return self._open(role, "target", view, target)
-        if missing := sorted(set(kept) - {layer.self_attn.layer_idx for layer in stronger.model.get_decoder().layers}):
+        above = next(other for other, model in self._engine.views.items() if model is stronger.model)
+        if missing := sorted({*attention_layers(kept)} - {*attention_layers(above)}):
             raise PairError(
                 f"{role}: layer {missing[0]} is not one of the stronger slim verifier, whose keys it would read; "
                 "accepted on a shared cache: nested masks, else cache=separate"

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from viasd.branches import is_whole
+
 if TYPE_CHECKING:
     from viasd.kv_cache import SlotCache, Store
     from viasd.masks import MaskBank
@@ -236,6 +238,8 @@ def obstacle(model: Any) -> str | None:
     names = {type(layer).__name__ for layer in base.layers}
     if names - PLAIN_LAYERS:
         return f"layers of class {min(names - PLAIN_LAYERS)}"
+    if not all(map(is_whole, base.layers)):
+        return "layers with a branch left out"
     rotation = getattr(getattr(base, "rotary_emb", None), "rope_type", None)
     if rotation not in STATIC_ROTATIONS:
         return f"rotary positions of type {rotation}"

@@ -78,6 +78,24 @@ class MaskBank:
             masks[kind] = empty.masked_fill_(hidden, torch.finfo(self._dtype).min)
         return masks
 
+    def windowed(self, start: int, stop: int, window: int) -> Tensor | dict[str, Tensor]:
+        """Masks [1, 1, n, s + n] of queries start..stop-1 in windows, over all before the last one and their own.
+
+        The first s columns are positions 0..s-1, s being where the last window begins; a query sees those before its
+        window. The others are the queries' own positions; it sees those of its window up to itself.
+        """
+        query = torch.arange(start, stop, device=self._device)[:, None]
+        begin = query - (query - start) % window
+        before, own = torch.arange(int(begin[-1]), device=self._device)[None], query.T
+        seen = torch.cat([before < begin, (own <= query) & (own >= begin)], dim=1)
+        age = query - torch.cat([before, own], dim=1)
+        shaped = {}
+        for kind, width in self._windows.items():
+            hidden = ~seen if width is None else ~seen | (age >= width)
+            mask = torch.zeros(seen.shape, dtype=self._dtype, device=self._device)
+            shaped[kind] = mask.masked_fill_(hidden, torch.finfo(self._dtype).min)[None, None]
+        return shaped["all"] if self._single else shaped
+
     def _slices(self, start: int, stop: int) -> dict[str, Tensor]:
         if stop - start > BLOCK:
             return {kind: self._build(stop - start, start, stop, width) for kind, width in self._windows.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -122,22 +123,57 @@ def common_vocabulary(pair: Pair) -> int:
 # --- slim views ---------------------------------------------------------------------------------------------------
 
 
-def make_view(model: Any, kept: list[int]) -> Any:
-    """The same model with only the layers `kept` (original indices): shared modules, no copied weights.
+@spec
+class Branches:
+    """A mask per sub-layer: the layers that keep their attention, and those that keep their mlp (as SWIFT masks)."""
+
+    attention: tuple[int, ...]
+    mlp: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return " ".join([*(f"a{index}" for index in self.attention), *(f"m{index}" for index in self.mlp)])
+
+
+Kept = Sequence[int] | Branches
+"""What a slim view keeps: whole layers by original index, or branches of layers."""
+
+
+def attention_layers(kept: Kept) -> Sequence[int]:
+    """The layers whose keys and values a view reads and writes."""
+    return kept.attention if isinstance(kept, Branches) else kept
+
+
+def name_kept(kept: Kept) -> str:
+    """What is kept, in one line."""
+    return str(kept) if isinstance(kept, Branches) else " ".join(map(str, kept))
+
+
+def make_view(model: Any, kept: Kept) -> Any:
+    """The same model with only the layers or branches `kept` (original indices): shared modules, no copied weights.
 
     The model itself is untouched. Layers keep their `layer_idx`, so the view writes the model's own cache slots.
     Called without our cache it needs `use_cache=False`: the library would build a cache for the shorter list and fail.
+    Raises PairError for branches of layers that are not built of `self_attn` and `mlp`.
     """
     view, base = _shallow(model), _shallow(model.get_decoder())
-    layers = list(base.layers)
+    indices = sorted({*kept.attention, *kept.mlp}) if isinstance(kept, Branches) else kept
     config = copy.copy(base.config)
-    config.num_hidden_layers = len(kept)
+    config.num_hidden_layers = len(indices)
     if getattr(config, "layer_types", None) is not None:
-        config.layer_types = [config.layer_types[index] for index in kept]
+        config.layer_types = [config.layer_types[index] for index in indices]
     base.config = config
-    base.layers = type(base.layers)([layers[index] for index in kept])
+    base.layers = type(base.layers)([_cut_layer(base.layers[index], index, kept) for index in indices])
     view._modules[model.base_model_prefix] = base
     return view
+
+
+def _cut_layer(layer: Any, index: int, kept: Kept) -> Any:
+    """The layer itself, or where one of its branches is left out a shallow copy in which that branch adds nothing."""
+    if not isinstance(kept, Branches) or (index in kept.attention and index in kept.mlp):
+        return layer
+    from viasd.branches import leave_out  # needs torch, which reading a configuration does not
+
+    return leave_out(layer, "mlp" if index in kept.attention else "attention")
 
 
 def _shallow(module: Any) -> Any:
@@ -190,18 +226,30 @@ def _checked(layers: int, ratio: float, keep_ends: bool) -> tuple[list[int], int
     return free, skip
 
 
-def read_mask(name: str, target_hash: str, layers: int) -> list[int]:
-    """Kept layers from a mask file. Raises PairError when it is missing, malformed or made for another model."""
+def read_mask(name: str, target_hash: str, layers: int) -> list[int] | Branches:
+    """What a mask file keeps. Raises PairError when it is missing, malformed or made for another model."""
     path = locate(name)
     try:
         content = json.loads(path.read_text())
-        kept, owner = list(map(int, content["kept"])), str(content["target_hash"])
+        found, owner = content["kept"], str(content["target_hash"])
+        kept: list[int] | Branches
+        if isinstance(found, dict):
+            kept = Branches(attention=found["attention"], mlp=found["mlp"])
+        else:
+            kept = list(map(int, found))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PairError(
-            f"mask={name}: not a readable mask file ({error}); accepted: JSON of scripts/search_mask.py"
+            f"mask={name}: not a readable mask file ({_line(error)}); accepted: JSON of scripts/search_mask.py"
         ) from error
     if owner != target_hash:
         raise PairError(f"mask={name}: made for the model {owner}, this target is {target_hash}")
-    if kept != sorted(set(kept)) or not kept or kept[0] < 0 or kept[-1] >= layers:
-        raise PairError(f"mask={name}: kept={kept}; accepted: ascending layer numbers from 0 to {layers - 1}")
+    check_kept(kept, layers, f"mask={name}: kept=")
     return kept
+
+
+def check_kept(kept: Kept, layers: int, where: str) -> None:
+    """Raise PairError, its message beginning with `where`, for what no view of `layers` layers can keep."""
+    lists = [kept.attention, kept.mlp] if isinstance(kept, Branches) else [kept]
+    in_order = all(list(one) == sorted(set(one)) and (not one or 0 <= one[0] <= one[-1] < layers) for one in lists)
+    if not in_order or not any(lists):
+        raise PairError(f"{where}{kept}: accepted: ascending layer numbers from 0 to {layers - 1}")

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from viasd.decode import Draft, Part, Readers, RowReader, State, Verdict, Verifier
+from viasd.models import Branches
 from viasd.rules import Lossless, RowRule, judge_chain, judge_greedy
 from viasd.sampling import process
 from viasd.spec import spec
@@ -43,12 +44,12 @@ class SlimView:
     """The slim verifier: the target without some layers, and whose keys and values it reads.
 
     `mask`: `auto` (searched mask of this model and ratio, else even), `even`, `random` (by `seed`), `early_exit` (the
-    first layers are kept, then norm and head), a mask file, or the list of kept layers. `cache`: `shared` reads the
-    target's keys and values where the target has read; `separate` keeps its own. `keep_ends`: the first and the last
-    layer are never skipped (early_exit always skips the last one).
+    first layers are kept, then norm and head), a mask file, the list of kept layers, or the kept attention and mlp
+    branches (`Branches`). `cache`: `shared` reads the target's keys and values where the target has read; `separate`
+    keeps its own. `keep_ends`: the first and the last layer are never skipped (early_exit always skips the last one).
     """
 
-    mask: str | list[int] = "auto"
+    mask: str | list[int] | Branches = "auto"
     skip_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.45
     keep_ends: bool = True
     seed: int = 0

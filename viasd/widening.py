@@ -117,19 +117,24 @@ def outline(config: Any, size: Widths) -> Any:
 
 
 @torch.no_grad()
-def widened(source: Any, size: Widths, dtype: torch.dtype | None = None, seed: int = 0) -> Any:
-    """A model of these widths that computes what `source`, a LlamaForCausalLM, computes; on the CPU.
+def widened(
+    source: Any, size: Widths, dtype: torch.dtype | None = None, seed: int = 0, device: str | torch.device = "cpu"
+) -> Any:
+    """A model of these widths that computes what `source`, a LlamaForCausalLM, computes.
 
-    The same seed and dtype (None: the source's) give the same weights. Takes no more memory than the two models. Exact
-    but for rounding: with narrow types that of the norms' weights, unless new / old is a power of four.
+    The same seed, dtype (None: the source's) and kind of device give the same weights. Takes no more memory than
+    the two models. Exact but for rounding: with narrow types that of the norms' weights, unless new / old is a power of
+    four.
     """
     config, own = source.config, own_widths(source.config)
     if min(size.residual - own.residual, size.heads - own.heads, size.units - own.units) < 0:
         raise PairError(f"widening to {size}; accepted for this model: at least {own}")
-    model = outline(config, size).to(dtype or source.dtype).to_empty(device="cpu")
-    model.model.rotary_emb = type(source.model.rotary_emb)(config=model.config)  # its tables are no parameters
+    model = outline(config, size).to(dtype or source.dtype).to_empty(device=device)
+    model.model.rotary_emb = type(source.model.rotary_emb)(config=model.config).to(
+        device
+    )  # its tables are no parameters
     model.generation_config = copy.deepcopy(source.generation_config)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     shrink = math.sqrt(own.residual / size.residual)
     for name, weight in tqdm(list(model.named_parameters()), "widening", leave=False, disable=None, unit="weight"):
         old, module = source.get_parameter(name), _module(name)

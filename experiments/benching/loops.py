@@ -98,19 +98,20 @@ def measure_loops(
 ) -> list[Row]:
     """Rows of every prompt in every loop, all repeats interleaved. `tick` is called per prompt.
 
-    Isolated costs of calls are measured anew, so that they are of the same hour.
+    Isolated costs of calls are measured anew before every prompt: a shared machine is twice as fast in one minute as in
+    another, and what a loop is compared with has to be of the same one.
     """
     settings = plan.job.settings
-    with TemporaryDirectory() as folder:
-        costs = calibrate(engine, decoders, plan.identity, Path(folder))
     arms: dict[str, Any] = {**decoders, **open_twins(engine, plan.job.draft_length)}
     decode = Decode(Sampling(), settings.new_tokens)
     rows: list[Row] = []
     for name, prompts in plan.prompts.items():
         task = plan.job.jobs[name].task
-        bench = LoopBench(engine, arms, task, plan.tokenizer, decode, settings.seed, settings.repeats, costs)
+        bench = LoopBench(engine, arms, task, plan.tokenizer, decode, settings.seed, settings.repeats)
         bench.warm_up(prompts[0].ids)
         for prompt in prompts:
+            with TemporaryDirectory() as folder:
+                bench.costs = calibrate(engine, decoders, plan.identity, Path(folder))
             rows += bench.measure(prompt, timed=True)
             tick()
     return rows

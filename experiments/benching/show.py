@@ -12,9 +12,9 @@ PLAIN = ("ratio", "share")  # units that need not be told
 NOTE = (
     "Requests are timed whole, prefill included, and end after a fixed number of tokens; medians of the repeats, 95% "
     "bootstrap intervals over prompts, paired across loops. Steps: median and quartiles; `k at n`: k tokens fed, the "
-    "longest step ending at token n; of bandwidth: bytes that a step must read per second, over what a copy reads and "
+    "longest step ending at token n; of copy: bytes that a step must read per second, over what a copy reads and "
     "writes (above 1, weights come from the processor's caches). other: share of decode time outside of forwards. "
-    "ideal: the same calls at isolated costs (below 1, calls in a row find more in the caches). target: what is "
+    "ideal: the same calls at isolated costs, measured before each prompt. target: what is "
     "hoped for."
 )
 

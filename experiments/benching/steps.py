@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -14,13 +14,14 @@ from experiments.costs import Cost, open_readers, time_readers
 from experiments.measure import Stopwatch
 from viasd.decode import Speculative
 from viasd.engine import Engine, Mode
-from viasd.forward import obstacle
+from viasd.forward import STATIC_ROTATIONS, obstacle
+from viasd.models import Branches
 from viasd.reader import Reader
 
 DRAFTER = "draft"
 OTHER = " in the other mode"
 COPIES = 7  # timed copies before the steps of each context; the first is dropped
-Views = dict[str, tuple[int, ...]]  # by name, the layers that a slim view of the target keeps
+Views = dict[str, tuple[int, ...] | Branches]  # by name, what a slim view of the target keeps
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Steps:
-    """All steps; bytes per second of a copy on this device; the two modes; contexts that the models do not read."""
+    """All steps; bytes per second of a copy on this device; the two modes; contexts that could not be timed."""
 
     steps: list[Step]
     copy_bandwidth: float
@@ -49,9 +50,18 @@ class Steps:
     unread: list[int]
 
 
-def fitting(plan: BenchPlan) -> list[int]:
-    """The contexts that all models of the pair read, in order."""
-    return sorted({context for context in plan.job.settings.contexts if context <= plan.reads})
+def timeable(contexts: Sequence[int], reads: int, models: Iterable[Any]) -> list[int]:
+    """The contexts at which models that read `reads` tokens can be timed, in order.
+
+    What they say beyond that is worth nothing, but costs the same, as long as the angles of a position depend on
+    nothing else: then all contexts can.
+    """
+    static = all(_rotation(model) in STATIC_ROTATIONS for model in models)
+    return sorted({context for context in contexts if static or context <= reads})
+
+
+def _rotation(model: Any) -> str | None:
+    return getattr(getattr(model.get_decoder(), "rotary_emb", None), "rope_type", None)
 
 
 def find_views(engine: Engine, decoders: Mapping[str, Speculative]) -> Views:
@@ -73,7 +83,8 @@ def measure_steps(plan: BenchPlan, models: dict[str, Any], views: Views, tick: C
     Readers of two engines on the same models are interleaved: the mode that was asked for and, beside it, `eager`
     (`auto`, where that was asked for).
     """
-    settings, asked, contexts = plan.job.settings, plan.job.run.engine.mode, fitting(plan)
+    settings, asked = plan.job.settings, plan.job.run.engine.mode
+    contexts = timeable(settings.contexts, plan.reads, models.values())
     modes: tuple[Mode, Mode] = (asked, "auto" if asked == "eager" else "eager")
     unread, lengths = sorted(set(settings.contexts) - set(contexts)), sorted({1, (plan.job.draft_length or 0) + 1})
     engine, beside = (Engine(models, plan.vocabulary, max(contexts, default=1), mode) for mode in modes)

@@ -12,11 +12,19 @@ from tqdm import tqdm
 from experiments import identity
 from experiments.benching.loops import compare_exactly, measure_loops, same_outputs
 from experiments.benching.setup import TWINS, BenchPlan
-from experiments.benching.steps import Steps, find_views, fitting, measure_steps
-from experiments.benching.summary import harness_lines, loop_lines, memory_lines, startup_lines, step_lines
+from experiments.benching.steps import DRAFTER, Steps, find_views, measure_steps
+from experiments.benching.summary import (
+    cuda_lines,
+    harness_lines,
+    loop_lines,
+    memory_lines,
+    startup_lines,
+    step_lines,
+)
 from experiments.benching.usage import MemoryUse, measure_memory, measure_startup
 from experiments.costs import WARM_UPS
 from experiments.records import Row
+from viasd.engine import resolve_device
 
 SCHEMA_VERSION = 1
 Tick = Callable[[], object]
@@ -38,7 +46,7 @@ def measure(plan: BenchPlan, typed: Sequence[str]) -> dict[str, Any]:
     """Run all parts, and return what the bench's JSON holds. `typed`: what was said of the pair and the engine."""
     settings = plan.job.settings
     prompts = sum(map(len, plan.prompts.values())) + len(plan.exact_prompts)
-    cycles = (WARM_UPS + settings.step_repeats) * len(fitting(plan))
+    cycles = (WARM_UPS + settings.step_repeats) * len(set(settings.contexts))
     starts = 1 + 2 * settings.startup_repeats if settings.startup_repeats else 0
     with tqdm(total=prompts + cycles + starts, desc="bench", unit="step", leave=False, disable=None) as bar:
         found = _run_parts(plan, typed, bar.update)
@@ -71,11 +79,12 @@ def check_outputs(plan: BenchPlan, rows: Sequence[Row], tick: Tick) -> dict[str,
 def summarize(plan: BenchPlan, found: Found) -> dict[str, Any]:
     """What the bench's JSON holds."""
     job, who = plan.job, plan.identity
-    loops = list(dict.fromkeys(row.arm for row in found.rows))
+    loops, device = list(dict.fromkeys(row.arm for row in found.rows)), resolve_device(job.run.engine.device).type
     lines = [
         *loop_lines(found.rows, loops, who["dtype"], found.exact),
-        *harness_lines(found.rows, list(job.arms)),
+        *harness_lines(found.rows, list(job.arms), device),
         *step_lines(found.steps, plan.reads),
+        *(cuda_lines(found.steps, DRAFTER) if device == "cuda" else []),
         *memory_lines(found.memory),
         *startup_lines(found.startup),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import eq
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from viasd.blocks import DraftedBlock, draft_by_steps
 from viasd.decode import Decode, RowReader, Speculative
 from viasd.drafting import FixedLength
 from viasd.method import Method
+from viasd.models import Kept
 from viasd.sampling import Draws, Sampling, SeededDraws
 
 
@@ -73,9 +75,7 @@ class StoredReaders:
     def get(self, role: str, name: str | None = None) -> StoredReader:
         return self._open(role, None)
 
-    def slim(
-        self, kept: Sequence[int], cache: str, role: str = "slim", stronger: RowReader | None = None
-    ) -> StoredReader:
+    def slim(self, kept: Kept, cache: str, role: str = "slim", stronger: RowReader | None = None) -> StoredReader:
         return self._open("slim", self.get("target") if cache == "shared" else None)
 
     def opened(self) -> Sequence[RowReader]:
@@ -94,6 +94,9 @@ class Replay:
     tokens: int
     rounds: int
     escalated: int  # rounds in which the target ran beside the slim verifier
+    judged: int
+    rejected: int
+    equal: int  # committed tokens that are the target's first choice
     steps: Counter[tuple[str, int]]
 
     def calls(self, role: str) -> int:
@@ -128,6 +131,9 @@ def replay(method: Method, forced: Forced, seed: int = 0) -> Replay:
         tokens=len(generation.token_ids),
         rounds=len(generation.rounds),
         escalated=sum(one.escalation is not None for one in generation.rounds),
+        judged=sum(one.judged for one in generation.rounds),
+        rejected=sum(one.rejected for one in generation.rounds),
+        equal=sum(map(eq, generation.token_ids, forced.rows["target"].argmax(-1).tolist())),
         steps=Counter(readers.log),
     )
 

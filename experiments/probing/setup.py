@@ -13,14 +13,14 @@ from pydantic import Field, TypeAdapter
 from experiments.config import CHECKOUT, EngineSpec, make, results_folder
 from experiments.errors import UserError, near
 from experiments.identity import model_hash
-from experiments.resolve import mask_owner, resolve_mask, target_layers
+from experiments.resolve import resolve_mask, searched_masks, target_layers
 from experiments.stopping import StopStrings
 from experiments.tasks.base import Task
 from viasd.decode import Decode
 from viasd.drafting import DraftModel
 from viasd.hierarchical import Hierarchical
 from viasd.method import Method
-from viasd.models import Pair, context_length, even_mask, read_mask
+from viasd.models import Branches, Pair, context_length, even_mask, name_kept, read_mask
 from viasd.sampling import Sampling
 from viasd.spec import spec
 from viasd.verification import SlimView
@@ -63,16 +63,19 @@ class View:
 
     mask: str  # even, searched, or chosen (the method names it)
     skip_ratio: float
-    kept: list[int]
+    kept: list[int] | Branches
     layers: int  # of the target
 
     @property
-    def skipped(self) -> int:
+    def skipped(self) -> float:
+        """In layers; a branch counts half."""
+        if isinstance(self.kept, Branches):
+            return self.layers - (len(self.kept.attention) + len(self.kept.mlp)) / 2
         return self.layers - len(self.kept)
 
     @property
     def name(self) -> str:
-        return f"slim -{self.skipped} {self.mask}"
+        return f"slim -{self.skipped:g} {self.mask}"
 
 
 @dataclass(frozen=True)
@@ -155,18 +158,18 @@ def list_views(pair: Pair, slim: SlimView, ratios: list[float]) -> tuple[list[Vi
     """The distinct slim views, by layers skipped: even and searched masks of each ratio, and the method's own view."""
     layers, keep_ends = target_layers(pair), slim.keep_ends
     target = model_hash(pair.path("target"))
-    searched = [read_mask(name, target, layers) for name in pair.masks if mask_owner(name) == target]
-    views: dict[tuple[int, ...], View] = {}
+    searched = [read_mask(name, target, layers) for name in searched_masks(pair, target, slim.cache)]
+    views: dict[str, View] = {}
     for ratio in sorted({*ratios, slim.skip_ratio}):
         even = even_mask(layers, ratio, keep_ends)
         if len(even) == layers:
             continue  # nothing is skipped: that is the target
-        views.setdefault(tuple(even), View("even", ratio, even, layers))
+        views.setdefault(name_kept(even), View("even", ratio, even, layers))
         for kept in searched:
-            if len(kept) == len(even):
-                views.setdefault(tuple(kept), View("searched", ratio, kept, layers))
+            if isinstance(kept, list) and len(kept) == len(even):
+                views.setdefault(name_kept(kept), View("searched", ratio, kept, layers))
     own, notice = resolve_mask(slim, pair)
-    view = views.setdefault(tuple(own), View("chosen", slim.skip_ratio, own, layers))
+    view = views.setdefault(name_kept(own), View("chosen", slim.skip_ratio, own, layers))
     return sorted(views.values(), key=lambda one: one.skipped), view, [notice] if notice else []
 
 

@@ -29,6 +29,7 @@ from experiments.probing.summary import (
     summarize_predictions,
 )
 from experiments.probing.vocabulary import Alignment, align
+from experiments.threads import count_threads
 from viasd.engine import Engine, resolve_device, resolve_dtype
 from viasd.models import common_vocabulary, context_length, load_tokenizer, weights_bytes
 
@@ -59,7 +60,7 @@ def settle(job: ProbeJob) -> Plan:
     """Check the vocabularies, read the prompts, name the probe."""
     common_vocabulary(job.pair)  # refuses a pair whose ids disagree
     device = resolve_device(job.engine.device)
-    threads = job.engine.thread_count(weights_bytes(job.pair.path("target")))
+    threads = count_threads(job.pair, job.engine, job.settings.results)
     torch.set_num_threads(threads)
     prompts = read_prompts(job, load_tokenizer(job.pair))
     settings = {name: value for name, value in asdict(job.settings).items() if name not in NOT_ASKED}
