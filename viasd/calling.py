@@ -17,6 +17,7 @@ BINS = 12  # of a token's slim probability s: halvings of 1 - s
 TRIALS = 4  # rounds of each kind before the rule compares them
 PRIOR = 8.0  # tokens that the prior of a bin counts for
 RECENT = 0.98  # what older rounds weigh at each round
+EXPLORE = 32  # rounds without the slim verifier, after which it is tried again
 
 
 @spec
@@ -25,9 +26,10 @@ class WhenItPays:
 
     With S the probability that all provisional tokens are confirmed (the product of what the slim verifier promises for
     each, calibrated by earlier confirmations), another slim block is worth it if
-    S (a + ... + a^b + a^b E - E) > rate (slim + draft block): b tokens a block, each confirmed with probability a;
-    E tokens from a draft that the target judges at once; `rate` tokens per cost so far. With S = 1 this decides between
-    speculative decoding and slim verification, so a useless slim verifier is switched off. Costs are isolated ones, in
+    S (a + ... + a^b + a^b b - b) > rate (slim + draft block): b tokens come of a draft, whoever judges it; what the
+    slim verifier writes is confirmed with probability a each; `rate` tokens per cost so far. With S = 1 this decides
+    between speculative decoding and slim verification, so a useless slim verifier is switched off, but for one block
+    after EXPLORE rounds without. Costs are isolated ones, in
     any unit: of a draft step, and of a slim and a target step over a block; null: calibrated before a run. No clock is
     read.
     """
@@ -71,11 +73,10 @@ class Caller:
     def _reset(self) -> None:
         self._confirmed = [PRIOR * promised(place) for place in range(BINS)]
         self._seen = [PRIOR] * BINS
-        self._direct = Mean(3.0)  # tokens from a draft that the target judged at once
-        self._written = Mean(4.0)  # tokens that a slim block wrote
+        self._block = Mean(4.0)  # tokens that come of a draft
         self._kept = Mean(0.95, 20.0)  # of them confirmed
         self._rate = Mean(2.0)  # tokens per cost of a target block
-        self._rounds = {"direct": 0, "slim": 0}
+        self._rounds = {"direct": 0, "slim": 0, "unasked": 0}
 
     def begin(self) -> None:
         """A request begins."""
@@ -88,20 +89,24 @@ class Caller:
 
     def call_now(self, pending: Sequence[int], drafted: int) -> bool:
         """Whether the target judges this draft, given the bins of the provisional tokens."""
-        if min(self._rounds.values()) < TRIALS:
-            return self._rounds["direct"] < self._rounds["slim"]
+        direct, slim_rounds = self._rounds["direct"], self._rounds["slim"]
+        if min(direct, slim_rounds) < TRIALS:
+            return direct < slim_rounds
+        if self._rounds["unasked"] >= EXPLORE:
+            return False
         draft, slim, target = self.config.costs
         survive = prod(self.promise(place) for place in pending)
-        a, b, direct = self._kept.value, self._written.value, self._direct.value
+        a, b = self._kept.value, self._block.value
         written = b if a == 1 else a * (1 - a**b) / (1 - a)
-        gain = survive * (written + a**b * direct - direct)
+        gain = survive * (written + a**b * b - b)
         return gain <= self._rate.value * (slim + drafted * draft) / target
 
     def wrote(self, tokens: int, drafted: int) -> None:
         """A slim block ended without the target."""
         draft, slim, target = self.config.costs
         self._rounds["slim"] += 1
-        self._written.add(tokens)
+        self._rounds["unasked"] = 0
+        self._block.add(tokens)
         self._rate.add(0.0, (drafted * draft + slim) / target)
 
     def confirmed(self, pending: Sequence[int], kept: int, tokens: int, drafted: int, asked_slim: bool) -> None:
@@ -116,8 +121,9 @@ class Caller:
             self._kept.add(min(kept, seen), seen)
         if not asked_slim:
             self._rounds["direct"] += 1
+            self._rounds["unasked"] += 1
             if kept == len(pending):
-                self._direct.add(tokens - kept)
+                self._block.add(tokens - kept)
         self._rate.add(tokens, 1 + (drafted * draft + asked_slim * slim) / target)
 
     def memory(self) -> Memory:
@@ -137,7 +143,7 @@ class Caller:
             mean.total, mean.weight = memory["means"][name]
 
     def _means(self) -> dict[str, Mean]:
-        return {"direct": self._direct, "written": self._written, "kept": self._kept, "rate": self._rate}
+        return {"block": self._block, "kept": self._kept, "rate": self._rate}
 
 
 def promised(place: int) -> float:

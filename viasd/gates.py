@@ -16,6 +16,7 @@ Measure = Literal["confidence", "entropy", "margin", "overlap"]
 Rule = Literal["agree", "diff", "opt"]
 SLIM_FEATURES = ("confidence", "entropy", "margin")
 DRAFT_FEATURES = ("draft_confidence", "draft_entropy", "same_choice", "slim_of_draft", "draft_of_slim")
+DOUBLINGS = 12  # of confidence, from the loosest deferral to the strictest
 LARGEST = 20.0  # features are log-odds and nats; beyond this they say no more
 OUTCOMES = ("agree", "target_top", "distance")
 
@@ -83,28 +84,37 @@ class DraftProbabilityGate(SetGate):
 
 @spec
 class StrictnessGate(SetGate):
-    """A nested family of gates in one number (DESIGN, mode budget): what a gate keeps, every looser one keeps.
+    """A nested family of gates in one number (DESIGN, mode budget): what a gate decides, every looser one does.
 
-    0 keeps everything. Up to 1/2 the smallest ratio s(v) / max s of a kept token rises from 0 to 1, and above that a
-    floor on s(v) itself, from 0 to 1. At 1 every token is escalated.
+    `ratio`: 0 keeps everything. Up to 1/2 the smallest ratio s(v) / max s of a kept token rises from 0 to 1, and above
+    that a floor on s(v) itself, from 0 to 1. `deferral` (ours): at 0 the slim verifier judges everything, then where
+    its largest probability is at least 1 - 2^(-DOUBLINGS x strictness). At 1 either escalates every token.
     """
 
     strictness: Annotated[float, Field(ge=0, le=1)] = 0.5
+    family: Literal["ratio", "deferral"] = "ratio"
+
+    @property
+    def judges(self) -> bool:
+        return self.family == "deferral"
 
     def regions(self, evidence: Evidence) -> Tensor:
         logits = evidence.slim
         best, total = logits.amax(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
-        return self._region((logits - best).exp(), (logits - total).exp())
+        probability = (best - total).exp() if self.judges else (logits - total).exp()
+        return self._region((logits - best).exp(), probability).expand(logits.shape)
 
     def classify(self, evidence: Evidence, tokens: Tensor, draws: Draws) -> Tensor:
         logits = evidence.slim
-        chosen = logits.gather(1, tokens[:, None])[:, 0]
-        return self._region((chosen - logits.amax(-1)).exp(), (chosen - logits.logsumexp(-1)).exp())
+        chosen, best, total = logits.gather(1, tokens[:, None])[:, 0], logits.amax(-1), logits.logsumexp(-1)
+        return self._region((chosen - best).exp(), ((best if self.judges else chosen) - total).exp())
 
     def _region(self, ratio: Tensor, probability: Tensor) -> Tensor:
-        smallest, floor = min(1.0, 2 * self.strictness), 2 * self.strictness - 1
         if self.strictness == 1:
-            return torch.full_like(ratio, ESCALATE, dtype=torch.long)
+            return torch.full_like(probability, ESCALATE, dtype=torch.long)
+        if self.judges:
+            return torch.where(probability >= 1 - 2.0 ** (-DOUBLINGS * self.strictness), JUDGE, ESCALATE)
+        smallest, floor = min(1.0, 2 * self.strictness), 2 * self.strictness - 1
         return torch.where((ratio >= smallest) & (probability >= floor), KEEP, ESCALATE)
 
 

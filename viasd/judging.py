@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -95,6 +96,8 @@ class HierarchicalJudge(Part):
 
     def _forced_at(self, state: State, n: int) -> int:
         limit = self.config.max_pending
+        if self._budget is not None and self._budget.strictness == 1:
+            return 0  # every token would be escalated
         return n if limit is None else max(0, limit - state.pending)
 
     def _begin(self, state: State, draft: Draft, forced_at: int) -> Ruling:
@@ -275,7 +278,9 @@ class HierarchicalJudge(Part):
         self._budget.audit(sum(1 - one for one in audits))
 
     def _set_strictness(self, budget: Controller) -> None:
-        self.slims[0].gate = StrictnessGate(strictness=budget.strictness)
+        gate = self.config.gate
+        assert isinstance(gate, StrictnessGate)
+        self.slims[0].gate = dataclasses.replace(gate, strictness=budget.strictness)
 
     def memory(self) -> Memory:
         return {} if self._budget is None else self._budget.memory()
