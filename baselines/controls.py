@@ -9,7 +9,7 @@ from pydantic import Field
 from viasd.decode import Draft, Part, Readers, State, Verdict, Verifier
 from viasd.rules import Lossless
 from viasd.spec import spec
-from viasd.verification import RuleJudge
+from viasd.verification import Intermediate, RuleJudge, SlimView
 
 
 @spec
@@ -57,12 +57,37 @@ class CoinMix:
         return self.p == 1
 
     def open_verifier(self, readers: Readers) -> Verifier:
-        return _CoinMix(self.p, RuleJudge(readers.get("target"), Lossless(), "target"))
+        return _Coin(self.p, RuleJudge(readers.get("target"), Lossless(), "target"), _Unverified())
 
 
-class _CoinMix(Part):
-    def __init__(self, p: float, judge: RuleJudge) -> None:
-        self._p, self._judge, self._unverified = p, judge, _Unverified()
+@spec
+class CoinSlim:
+    """coin_slim: with probability `p` a round of speculative decoding, else one that the slim verifier judges alone.
+
+    The curve over p is what a gate has to beat (DESIGN section 4): it has the same slim verifier and no judgment.
+    """
+
+    p: Annotated[float, Field(ge=0, le=1)]
+    slim: Intermediate = Field(default_factory=SlimView)
+
+    @property
+    def roles(self) -> frozenset[str]:
+        return frozenset({"target"}) | self.slim.roles
+
+    @property
+    def lossless(self) -> bool:
+        return self.p == 1
+
+    def open_verifier(self, readers: Readers) -> Verifier:
+        target = RuleJudge(readers.get("target"), Lossless(), "target")
+        return _Coin(self.p, target, RuleJudge(self.slim.open_reader(readers), Lossless(), "slim"))
+
+
+class _Coin(Part):
+    """A coin per round: the target's judge with probability p, else the other."""
+
+    def __init__(self, p: float, target: Verifier, other: Verifier) -> None:
+        self._p, self._target, self._other = p, target, other
 
     def judge(self, state: State, draft: Draft) -> Verdict:
-        return (self._judge if state.draws.coin(self._p) else self._unverified).judge(state, draft)
+        return (self._target if state.draws.coin(self._p) else self._other).judge(state, draft)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from baselines.controls import CoinMix, Unverified
+from baselines.controls import CoinMix, CoinSlim, Unverified
 from experiments.config import compose_method, method_names, vary
 from experiments.errors import UserError, near
 from viasd.drafting import DraftModel, FixedLength, NoDrafter
@@ -76,6 +76,14 @@ def coin_mix(method: Method, p: float) -> Method:
     return dataclasses.replace(_drafting(method, "coin_mix"), name=f"coin_mix@{p:g}", verifier=CoinMix(p=p))
 
 
+def coin_slim(method: Method, p: float) -> Method:
+    """Per round, a coin chooses between speculative decoding and the slim verifier's judgment alone."""
+    slim = _hierarchical(method, "coin_slim").slim
+    return dataclasses.replace(
+        _drafting(method, "coin_slim"), name=f"coin_slim@{p:g}", verifier=CoinSlim(p=p, slim=slim)
+    )
+
+
 _CONTROLS: dict[str, Callable[[Method], Method]] = {
     "vanilla": lambda method: vanilla(),
     "sd": sd,
@@ -84,7 +92,8 @@ _CONTROLS: dict[str, Callable[[Method], Method]] = {
     "slim_only": slim_only,
     "accept_all": accept_all,
 }
-CONTROLS = (*_CONTROLS, "random_gate", "coin_mix")
+_COINS: dict[str, Callable[[Method, float], Method]] = {"coin_mix": coin_mix, "coin_slim": coin_slim}
+CONTROLS = (*_CONTROLS, "random_gate", *_COINS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +147,10 @@ def _arm(name: str | Mapping[str, str], context: Context) -> Method:
     if name == "random_gate":
         _hierarchical(method, name)
         return random_gate(method, context.shares())
-    if name.partition("@")[0] == "coin_mix":
-        return coin_mix(method, _share(name) if "@" in name else DEFAULT_COIN)
-    if name.partition("@")[0] == "slim_only":
+    control = name.partition("@")[0]
+    if control in _COINS:
+        return _COINS[control](method, _share(name) if "@" in name else DEFAULT_COIN)
+    if control == "slim_only":
         return slim_only(method, _share(name))
     known = method_names()
     if name not in known:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from experiments.records import Row
-from experiments.statistics import Array, Resamples, Statistic
+from experiments.statistics import Array, Resamples, Statistic, lift
 from viasd.routing import REGIONS
 
 TIMED_SEED, DETAIL_SEED = 0, 1  # speed, and fidelity with quality, are resampled independently of each other
@@ -220,6 +220,23 @@ def ideal_speedup(arm: Arm) -> Statistic | None:
 
 def _ideal_per_token(arm: Arm) -> Statistic:
     return arm.timed.ratio(lambda row: row.ideal_seconds or 0.0, tokens)
+
+
+def predicted_tokens_per_second(arm: Arm) -> Statistic | None:
+    """Tokens per second if calls took their isolated costs, and a round what vanilla's takes beside them.
+
+    That extra is vanilla's (measured - isolated) seconds per round on the same prompts, so vanilla is predicted as
+    measured. Of the arm itself only its calls and rounds are used, none of its clocks.
+    """
+    if (base := arm.vanilla) is None or not any(row.ideal_seconds for row in arm.timed.rows):
+        return None
+    loss = base.timed.ratio(lambda row: decode_seconds(row) - (row.ideal_seconds or 0.0), _rounds)
+    rounds = arm.timed.ratio(_rounds, tokens)
+    return lift(lambda ideal, rounds, loss: 1 / (ideal + rounds * loss), _ideal_per_token(arm), rounds, loss)
+
+
+def _rounds(row: Row) -> float:
+    return row.rounds
 
 
 def request_speedup(arm: Arm) -> Statistic | None:

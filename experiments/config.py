@@ -83,6 +83,8 @@ class Job:
 
 def build(config: DictConfig) -> Job:
     """Check and build everything, before any model is loaded."""
+    if "sizes" in config and config["size"] not in config["sizes"]:
+        raise UserError(f"size={config['size']}: not found{near(str(config['size']), config['sizes'])}")
     composed: Any = OmegaConf.to_container(config, resolve=True)
     scalars = {name: composed[name] for name in Settings.__dataclass_fields__}
     settings = TypeAdapter(Settings).validate_python(scalars, strict=False)
@@ -147,14 +149,18 @@ def _targets(node: Any, key: str) -> list[tuple[str, str]]:
 def vary(method: Any, label: str, overrides: str) -> Method:
     """The composed method under another name with some of its keys changed, as in `stop.length=3 verifier.mode=lossy`.
 
-    A key that is a group below conf/method takes the name of one of its yamls: `verifier/gate=deferral`. Raises
-    UserError for what is no key=value; keys the method does not know fail as they do on the command line.
+    A key that is a group below conf/method takes the name of one of its yamls: `verifier/gate=deferral`; `method=NAME`
+    as the first one begins with that yaml of conf/method instead. Raises UserError for what is no key=value; keys the
+    method does not know fail as they do on the command line.
     """
     wrong = [text for text in overrides.split() if "=" not in text.strip("=")]
     if wrong or not overrides.split():
         raise UserError(f"arms: {label}: {overrides!r}: accepted: KEY=VALUE of the method, as in stop.length=3")
+    texts = overrides.split()
+    if texts[0].startswith("method="):
+        method = _compose_method(texts.pop(0).partition("=")[2])
     node = OmegaConf.create(method)
-    changes = [text for text in overrides.split() if not _choose_part(node, *text.split("=", 1))]
+    changes = [text for text in texts if not _choose_part(node, *text.split("=", 1))]
     return make(OmegaConf.merge(node, OmegaConf.from_dotlist(changes), {"name": label}), f"arms: {label}")
 
 
@@ -178,4 +184,8 @@ def method_names() -> list[str]:
 
 def compose_method(name: str) -> Method:
     """A method by the name of its yaml in conf/method."""
-    return make(compose(config_name="config", overrides=[f"method={name}"])["method"], f"method={name}")
+    return make(_compose_method(name), f"method={name}")
+
+
+def _compose_method(name: str) -> DictConfig:
+    return compose(config_name="config", overrides=[f"method={name}"])["method"]

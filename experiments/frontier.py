@@ -3,6 +3,8 @@
 The free frontier (DESIGN section 4) is what a coin gives that knows nothing: the measured arms sd (the coin always
 falls on a judged round), coin_mix@... and draft_only (never), joined linearly in (fidelity, seconds per token). Every
 replicate joins its own points anew, so that the curve's noise is in the intervals.
+
+The slim curve joins sd, coin_slim@... and slim_only in the same way: what a gate on that slim verifier has to beat.
 """
 
 from __future__ import annotations
@@ -16,22 +18,28 @@ from experiments.comparison import Arm, fidelity, seconds_per_token, shortfall
 from experiments.errors import UserError, near
 from experiments.statistics import Array, Estimate, Statistic, lift
 
-COIN = "coin_mix@"
+Curve = Literal["free", "slim"]
+COINS: dict[Curve, tuple[str, str]] = {
+    "free": ("coin_mix@", "draft_only"),
+    "slim": ("coin_slim@", "slim_only"),
+}  # a curve's coin, its other end
 LOWEST = 0.95  # fidelity from which on an advantage counts
 SHORTFALLS = (0.005, 0.01, 0.03)
 Arms = Mapping[str, Arm]
 Verdict = Literal["above", "below", "undecided"]
 
 
-def is_free(name: str) -> bool:
-    """Whether an arm of this name is a point of the free frontier."""
-    return name in ("sd", "draft_only") or name.startswith(COIN)
+def is_free(name: str, curve: Curve = "free") -> bool:
+    """Whether an arm of this name is a point of the free frontier, or of the slim curve."""
+    coin, end = COINS[curve]
+    return name in ("sd", end) or name.startswith(coin)
 
 
-def free_curve(arms: Arms) -> list[Arm]:
-    """The arms that the free frontier joins, sd first; none without a coin_mix arm."""
-    found = [arm for name, arm in arms.items() if is_free(name) and arm.detail.rows]
-    return sorted(found, key=lambda arm: arm.name != "sd") if any(arm.name.startswith(COIN) for arm in found) else []
+def free_curve(arms: Arms, curve: Curve = "free") -> list[Arm]:
+    """The arms that a curve joins, sd first; none without an arm of its coin."""
+    found = [arm for name, arm in arms.items() if is_free(name, curve) and arm.detail.rows]
+    tossed = any(arm.name.startswith(COINS[curve][0]) for arm in found)
+    return sorted(found, key=lambda arm: arm.name != "sd") if tossed else []
 
 
 def settings_of(arms: Arms, names: Sequence[str]) -> list[Arm]:
@@ -42,14 +50,19 @@ def settings_of(arms: Arms, names: Sequence[str]) -> list[Arm]:
     return [arms[name] for name in names if arms[name].detail.rows]
 
 
-def speedup_over_coin(arm: Arm) -> Statistic | None:
-    """Seconds per token of the free frontier at this arm's fidelity, over the arm's own; None outside of it."""
-    curve = free_curve(arm.arms)
-    if is_free(arm.name) or arm is arm.vanilla:
+def speedup_over_coin(arm: Arm, curve: Curve = "free") -> Statistic | None:
+    """Seconds per token of a curve at this arm's fidelity, over the arm's own; None outside of it."""
+    points = free_curve(arm.arms, curve)
+    if is_free(arm.name, curve) or arm is arm.vanilla:
         return None
     own = fidelity(arm)
-    free = _at_zero([fidelity(point) - own for point in curve], curve)
+    free = _at_zero([fidelity(point) - own for point in points], points)
     return None if free is None else free / seconds_per_token(arm)
+
+
+def speedup_over_slim_coin(arm: Arm) -> Statistic | None:
+    """`speedup_over_coin` for the slim curve."""
+    return speedup_over_coin(arm, "slim")
 
 
 def verdict(over_coin: Estimate | None) -> Verdict | None:

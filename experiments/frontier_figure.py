@@ -16,12 +16,16 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from experiments.comparison import fidelity, seconds_per_token, tokens_per_second
-from experiments.frontier import COIN, Arms, free_curve, is_free
+from experiments.frontier import COINS, Arms, Curve, free_curve, is_free
 from experiments.frontier_report import Settings, of_arm
 from experiments.statistics import Array, Estimate
 
 COLUMNS = 2
 FREE, OTHER = "#888888", "#222222"
+LINES: dict[Curve, tuple[str, str]] = {
+    "free": ("-", "free frontier (share of sd rounds)"),
+    "slim": ("--", "sd and slim_only (share of sd rounds)"),
+}
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # one per group of settings
 TICKS = [digit * 10.0**power for power in range(-1, 5) for digit in (1, 1.5, 2, 3, 5, 7)]
 # Where a label may stand, in points from its point and nearest first: the first place that is free is taken.
@@ -42,8 +46,8 @@ class Point:
 
     @property
     def label(self) -> str:
-        """A coin goes by its number: there are many of them on one line."""
-        return self.name.removeprefix(COIN)
+        """A coin goes by its number, s before it for one with the slim verifier: there are many of them on a line."""
+        return self.name.removeprefix(COINS["free"][0]).replace(COINS["slim"][0], "s")
 
 
 def draw(places: Mapping[str, Sequence[Arms]], settings: Settings, path: Path) -> None:
@@ -52,12 +56,12 @@ def draw(places: Mapping[str, Sequence[Arms]], settings: Settings, path: Path) -
     rows = ceil(len(places) / columns)
     figure = Figure(figsize=(7.5 * columns, 5.5 * rows), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     told = [(axes, _points(place, settings)) for axes, place in zip(grid, places.values(), strict=False)]
     for (axes, points), (title, place) in zip(told, places.items(), strict=True):
         _panel(axes, points, place, settings)
         axes.set_title(title, fontsize="medium")
-    for axes in list(grid)[len(places) :]:
+    for axes in grid[len(places) :]:
         axes.remove()
     canvas.draw()  # settles the layout, without which no label has a place
     figure.set_layout_engine("none")
@@ -73,17 +77,21 @@ def _points(place: Sequence[Arms], settings: Settings) -> list[Point]:
         x, y = of_arm(place, name, fidelity), of_arm(place, name, tokens_per_second)
         at, speed = (None if one is None else one.estimate() for one in (x, y))
         if at is not None and speed is not None:
-            found.append(Point(name, at, speed, FREE if is_free(name) else groups.get(name, OTHER)))
+            found.append(
+                Point(
+                    name, at, speed, FREE if any(is_free(name, curve) for curve in COINS) else groups.get(name, OTHER)
+                )
+            )
     return found
 
 
-def coin_line(place: Sequence[Arms], steps: int = 25) -> tuple[Array, Array]:
-    """Fidelity and tokens per second along the free frontier [points]; empty where a task has none.
+def coin_line(place: Sequence[Arms], steps: int = 25, curve: Curve = "free") -> tuple[Array, Array]:
+    """Fidelity and tokens per second along a curve of coins [points]; empty where a task has none.
 
     Between two arms every task mixes them in the same shares, and the mean is over the tasks of what that gives.
     """
-    names = [arm.name for arm in free_curve(place[0])]
-    names = [name for name in names if all(name in {arm.name for arm in free_curve(arms)} for arms in place)]
+    names = [arm.name for arm in free_curve(place[0], curve)]
+    names = [name for name in names if all(name in {arm.name for arm in free_curve(arms, curve)} for arms in place)]
     if len(names) < 2:
         return np.zeros(0), np.zeros(0)
     x = np.array([[fidelity(arms[name]).value for name in names] for arms in place])  # [tasks, arms]
@@ -96,7 +104,10 @@ def coin_line(place: Sequence[Arms], steps: int = 25) -> tuple[Array, Array]:
 
 
 def _panel(axes: Axes, points: Sequence[Point], place: Sequence[Arms], settings: Settings) -> None:
-    axes.plot(*coin_line(place), color=FREE, linewidth=1.5, zorder=1, label="free frontier (share of sd rounds)")
+    for curve, (style, label) in LINES.items():
+        line = coin_line(place, curve=curve)
+        if len(line[0]):
+            axes.plot(*line, style, color=FREE, linewidth=1.5, zorder=1, label=label)
     colors = dict(zip(settings, (COLORS[i % len(COLORS)] for i in range(len(settings))), strict=True))
     for group, color in colors.items():
         axes.plot([], [], "o", color=color, markersize=4, label=group)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from experiments.comparison import Arm, fidelity, quality_delta, seconds_per_token, speedup, tokens_per_second
+from experiments.comparison import (
+    Arm,
+    fidelity,
+    predicted_tokens_per_second,
+    quality_delta,
+    seconds_per_token,
+    speedup,
+    tokens_per_second,
+)
 from experiments.frontier import (
     LOWEST,
     SHORTFALLS,
@@ -14,6 +22,7 @@ from experiments.frontier import (
     is_free,
     speed_at_shortfall,
     speedup_over_coin,
+    speedup_over_slim_coin,
     verdict,
 )
 from experiments.report import markdown_table
@@ -22,15 +31,28 @@ from experiments.statistics import Statistic, detectable_difference, detectable_
 Settings = Mapping[str, Sequence[str]]  # a method's name -> the arms that are its settings
 ABSENT = "-"
 COIN = "free frontier"
-COLUMNS = ("fidelity", "ms/token", "tokens/s", "over coin", "against coin", "detectable speed", "detectable quality")
+COLUMNS = (
+    "fidelity",
+    "ms/token",
+    "tokens/s",
+    "of predicted",
+    "over coin",
+    "against coin",
+    "over slim coin",
+    "detectable speed",
+    "detectable quality",
+)
 NOTES = (
     f"{COIN}: sd, coin_mix and draft_only, joined linearly in (fidelity, seconds per token). over coin: its seconds "
     "per token at the arm's own fidelity over the arm's; above, below: the 95% interval lies on that side of 1. "
+    "over slim coin: the same for sd, coin_slim and slim_only, which have the slim verifier and no gate. "
     "detectable: the true speed ratio over sd, and the true difference in quality from vanilla, that this many prompts "
     "would find in 80% of experiments (two-sided, 5%).",
     f"advantage: mean over fidelity {LOWEST:g} to 1 of the speed of the fastest setting with at least that fidelity "
     "(vanilla where none has it) over the free speed, minus 1. Speeds at a shortfall are joined linearly in seconds "
     "per token between settings; a dash: the settings do not cover it.",
+    "of predicted: measured tokens per second over those predicted from the arm's calls at isolated costs and, for "
+    "each of its rounds, what a round of vanilla takes beside its call (vanilla's is 1 by that definition).",
     "Several tasks: the unweighted mean of their numbers, absent where one of them has none. 95% bootstrap intervals "
     "over prompts, paired across arms; several seeds of a prompt are resampled together.",
 )
@@ -68,11 +90,18 @@ def _arm_row(place: Sequence[Arms], name: str) -> list[str]:
         interval(of_arm(place, name, fidelity), 4),
         interval(of_arm(place, name, seconds_per_token), 2, scale=1000),
         interval(of_arm(place, name, tokens_per_second), 0),
+        interval(of_arm(place, name, _of_predicted), 2),
         interval(over_coin, 2),
         against or ABSENT,
+        interval(of_arm(place, name, speedup_over_slim_coin), 2),
         ABSENT if least_speed is None else f"{least_speed:.3f}",
         ABSENT if least_quality is None else f"{least_quality:.3f}",
     ]
+
+
+def _of_predicted(arm: Arm) -> Statistic | None:
+    predicted = predicted_tokens_per_second(arm)
+    return None if predicted is None else tokens_per_second(arm) / predicted
 
 
 def _group_cells(place: Sequence[Arms], settings: Settings) -> list[list[str]]:

@@ -25,6 +25,7 @@ from experiments.comparison import (
     one,
     p99,
     per_token,
+    predicted_tokens_per_second,
     quality,
     quality_by_level,
     quality_delta,
@@ -41,7 +42,7 @@ from experiments.comparison import (
     tokens,
     tokens_per_second,
 )
-from experiments.frontier import speedup_over_coin
+from experiments.frontier import speedup_over_coin, speedup_over_slim_coin
 from experiments.records import Row
 from experiments.statistics import Estimate, Statistic, mean
 from viasd.routing import REGIONS
@@ -98,8 +99,18 @@ METRICS: tuple[Metric, ...] = (
         speedup_over_coin, headline=True,
     ),
     Metric(
+        "speedup_over_slim_coin", "ratio", "higher", 2,
+        "The same for a coin between sd and slim_only: above 1, a gate's judgment is worth its time.",
+        speedup_over_slim_coin,
+    ),
+    Metric(
         "ideal_speedup", "ratio", "higher", 2,
         "Speedup if every call took its isolated cost and nothing else took any time.", ideal_speedup,
+    ),
+    Metric(
+        "predicted_tokens_per_second", "tokens/s", "higher", 0,
+        "From calls at isolated costs and, per round, what one of vanilla takes beside its call; not this arm's clock.",
+        predicted_tokens_per_second,
     ),
     Metric(
         "request_speedup", "ratio", "higher", 2, "Vanilla's decode seconds per answer over this arm's.",

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from baselines.controls import CoinSlim
 from experiments.errors import UserError
 from experiments.identity import model_hash
 from viasd.decode import Decode
@@ -44,7 +45,7 @@ def resolve_method(method: Method, pair: Pair) -> tuple[Method, str | None]:
         (first, *above), notices = [tier for tier, _ in settled], {notice for _, notice in settled if notice}
         verifier = dataclasses.replace(verifier, gate=first.gate, slim=first.slim, above=above)
         return dataclasses.replace(method, verifier=verifier), "; ".join(sorted(notices)) or None
-    if isinstance(verifier, RuleVerifier) and isinstance(verifier.slim, SlimView):
+    if isinstance(verifier, RuleVerifier | CoinSlim) and isinstance(verifier.slim, SlimView):
         kept, notice = resolve_mask(verifier.slim, pair)
         slim = dataclasses.replace(verifier.slim, mask=kept)
         return dataclasses.replace(method, verifier=dataclasses.replace(verifier, slim=slim)), notice

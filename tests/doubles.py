@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from viasd.blocks import DraftedBlock, draft_by_steps
-from viasd.decode import Decode, Draft, Drafter, Generation, RowReader, Speculative, State, Verdict
+from viasd.decode import Decode, Draft, Drafter, Generation, Memory, RowReader, Speculative, State, Verdict
 from viasd.method import Method
 from viasd.sampling import Draws, Sampling, Stream
 
@@ -250,6 +250,12 @@ class DraftSpy:
 
     def observe(self, state: State, draft: Draft, verdict: Verdict) -> None:
         self.drafter.observe(state, draft, verdict)
+
+    def memory(self) -> Memory:
+        return self.drafter.memory()
+
+    def restore(self, memory: Memory) -> None:
+        self.drafter.restore(memory)
 
 
 def spy_on(decoder: Speculative) -> DraftSpy:

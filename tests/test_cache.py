@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from conftest import FAMILIES, VOCABULARY, WINDOW, ModelFactory
 from doubles import DraftSpy, check_counts, spy_on
+from test_exact import check_totals
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -16,15 +18,16 @@ from baselines.controls import CoinMix, Unverified
 from viasd.decode import Decode, Generation, Speculative
 from viasd.drafting import DraftModel, FixedLength
 from viasd.engine import Engine, Mode
-from viasd.hierarchical import Hierarchical
+from viasd.gates import DeferralGate
+from viasd.hierarchical import Hierarchical, SlimTier
 from viasd.kv_cache import SlotCache
 from viasd.masks import BLOCK, MaskBank
 from viasd.method import Method
-from viasd.models import make_view
+from viasd.models import PairError, make_view
 from viasd.reader import Reader
 from viasd.routing import Gate, RandomGate, RatioGate
 from viasd.sampling import Sampling, SeededDraws
-from viasd.verification import RuleVerifier, SlimView
+from viasd.verification import PairModel, RuleVerifier, SlimView
 
 PROMPT = torch.randint(3, VOCABULARY, (WINDOW + 3,), generator=torch.Generator().manual_seed(2)).tolist()
 KEPT = [0, 2, 3]
@@ -65,50 +68,59 @@ def check_slots(store: SlotCache, fresh: DynamicCache, layers: list[int], start:
             assert (ours[layer][:, :, start:stop] - expected).abs().max() < TOLERANCE
 
 
+def layers_of(model: Any) -> list[int]:
+    return [layer.self_attn.layer_idx for layer in model.get_decoder().layers]
+
+
 class Watcher:
     """Compares the cache of every reader with a fresh prefill whenever a round ends."""
 
-    def __init__(self, engine: Engine, decoder: Speculative, separate: bool) -> None:
-        self.engine, self.separate = engine, separate
+    def __init__(self, engine: Engine, decoder: Speculative) -> None:
+        self.engine = engine
         self.spy: DraftSpy = spy_on(decoder)
-        self.readers = {reader.role: reader for reader in decoder.readers.opened()}
+        self.readers: dict[str, Any] = {reader.role: reader for reader in decoder.readers.opened()}
         self.slim_ahead = 0  # rounds after which the slim verifier had read more than the target
+        self.steps = Counter[tuple[str, ...]]()  # who had read beyond whom on a shared cache
 
     def __call__(self, event: str) -> None:
-        if event != "round":
+        if event == "prefilled":
             return
         ids, length = self.spy.state.ids, self.spy.state.length
-        for role, reader in self.readers.items():
+        for reader in self.readers.values():
             assert reader.read <= length - 1
-            if role != "slim":
-                model = self.engine.models[role]
-                layers = list(range(model.config.num_hidden_layers))
-                check_slots(self.engine.cache(role), prefill(model, ids[: reader.read]), layers, 0, reader.read)
-        if "slim" in self.readers:
-            self.check_slim(self.readers["slim"], ids)
+            self.check(reader, ids)
 
-    def check_slim(self, slim: Any, ids: Tensor) -> None:
-        if self.separate:
-            check_slots(self.engine.cache("slim"), prefill(slim.model, ids[: slim.read]), KEPT, 0, slim.read)
-            return
-        # Behind what the target has read, a sharing view holds what it writes when it goes on from there.
-        known = self.readers["target"].read
-        fresh = prefill(self.engine.models["target"], ids[:known])
-        prefill(slim.model, ids[known : slim.read], fresh)
-        check_slots(self.engine.cache("target"), fresh, KEPT, 0, slim.read)
-        self.slim_ahead += slim.read > known
+    def check(self, reader: Any, ids: Tensor) -> None:
+        """Behind what a stronger reader has read, a sharing view holds what it writes when it goes on from there."""
+        line = [reader]
+        while line[0].stronger is not None:
+            line.insert(0, line[0].stronger)
+        fresh, known = DynamicCache(), 0
+        for one in line:
+            prefill(one.model, ids[known : one.read], fresh)
+            known = max(known, one.read)
+        check_slots(reader.cache, fresh, layers_of(reader.model), 0, reader.read)
+        if len(line) > 1 and reader.role == "slim":
+            ahead = [one.role for one in line[1:] if one.read > one.stronger.read]
+            self.slim_ahead += bool(ahead)
+            self.steps[tuple(ahead)] += 1
 
 
-def run_watched(target: Any, draft: Any, verifier: Any, seed: int = 0, length: int = 4) -> tuple[Generation, Watcher]:
+def run_watched(
+    target: Any, draft: Any, verifier: Any, seed: int = 0, length: int = 4, mid: Any = None
+) -> tuple[Generation, Watcher]:
     """A sampled run with the caches checked after every round."""
-    engine = Engine({"target": target, "draft": draft}, VOCABULARY, 64)
+    models = {"target": target, "draft": draft} | ({} if mid is None else {"mid": mid})
+    engine = Engine(models, VOCABULARY, 64)
     method = Method(name="test", drafter=DraftModel(), stop=FixedLength(length=length), verifier=verifier)
     decoder = method.open(engine)
-    slim = getattr(verifier, "slim", None)
-    watcher = Watcher(engine, decoder, slim is not None and slim.cache == "separate")
+    watcher = Watcher(engine, decoder)
     decode = Decode(Sampling(temperature=1.0), NEW_TOKENS)
     generation = decoder.generate(PROMPT, decode, SeededDraws(seed, "example"), watch=watcher)
-    check_counts(generation, watcher.spy.drafts, len(PROMPT))
+    if getattr(verifier, "mode", "lossy") == "exact":
+        check_totals(generation, watcher.spy.drafts)
+    else:
+        check_counts(generation, watcher.spy.drafts, len(PROMPT))
     return generation, watcher
 
 
@@ -155,6 +167,107 @@ def test_via_sd_families(tiny: ModelFactory, variant: ModelFactory, family: str,
 def test_other_verifiers(tiny: ModelFactory, variant: ModelFactory, verifier: Any) -> None:
     target = tiny("mistral")
     run_watched(target, variant(target, "noisy"), verifier)
+
+
+# --- several slim verifiers, and what is taken back ----------------------------------------------------------------
+
+NESTED = ([0], [0, 3], [0, 2, 3])
+HALF = RandomGate(keep=0.35, rewrite=0.15, escalate=0.35, judge=0.15)
+TIER_GATES: dict[str, Gate] = {
+    "busy": HALF,
+    "keep_all": RatioGate(accept_ratio=0, escalate_ratio=0),
+    "deferral": DeferralGate(threshold=0.5),
+}
+
+
+def nested(masks: tuple[list[int], ...], gate: Gate, caches: tuple[str, ...] = ("shared",) * 3, **options: Any) -> Any:
+    """Slim verifiers with one gate, the weakest first."""
+    first, *above = [SlimView(mask=mask, cache=cache) for mask, cache in zip(masks, caches, strict=False)]  # type: ignore[arg-type]
+    return Hierarchical(gate=gate, slim=first, above=[SlimTier(gate=gate, slim=slim) for slim in above], **options)
+
+
+@pytest.mark.parametrize("gate", TIER_GATES)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "mistral"])
+def test_exact(tiny: ModelFactory, variant: ModelFactory, family: str, gate: str) -> None:
+    """Provisional tokens stand in the caches, and what the target takes back leaves nothing behind."""
+    target = exact(tiny, family)
+    withdrawn = provisional = 0
+    for seed in range(2):
+        verifier = via_sd(TIER_GATES[gate], mode="exact", max_pending=7)
+        generation, watcher = run_watched(target, variant(target, "noisy"), verifier, seed)
+        withdrawn += sum(round_.withdrawn for round_ in generation.rounds)
+        provisional += watcher.slim_ahead
+    assert withdrawn > 0 and provisional > 0
+
+
+@pytest.mark.parametrize("mode", ["lossy", "lossy_after_slim", "exact"])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "mistral"])
+def test_nested_views(tiny: ModelFactory, variant: ModelFactory, family: str, count: int, mode: str) -> None:
+    target = exact(tiny, family)
+    options = {"mode": mode} if "after" not in mode else {"after_escalation": "slim"}
+    verifier = nested(NESTED[-count:], HALF, max_pending=9, **options)
+    steps = Counter[tuple[str, ...]]()
+    for seed in range(2):
+        _, watcher = run_watched(target, variant(target, "noisy"), verifier, seed)
+        steps += watcher.steps
+        assert all(reader.calls > 0 for reader in watcher.readers.values())
+        assert watcher.readers[f"slim{count}"].stronger is watcher.readers["target"]
+        assert watcher.readers["slim"].stronger is watcher.readers["slim2"]
+    assert len(steps) > 1  # views were ahead of one another and of the target in more than one way
+
+
+@pytest.mark.parametrize(
+    "caches", [("separate", "shared"), ("shared", "separate"), ("separate", "separate")], ids="-".join
+)
+@pytest.mark.parametrize("mode", ["lossy", "exact"])
+def test_views_on_different_caches(
+    tiny: ModelFactory, variant: ModelFactory, caches: tuple[str, str], mode: str
+) -> None:
+    """Masks that are not nested, one of the views on a cache of its own."""
+    target = tiny("llama")
+    verifier = nested(([0, 1, 3], [0, 2, 3]), HALF, caches, mode=mode, max_pending=9)
+    _, watcher = run_watched(target, variant(target, "noisy"), verifier)
+    for role, cache in zip(("slim", "slim2"), caches, strict=True):
+        assert (watcher.readers[role].stronger is None) == (cache == "separate")
+
+
+def test_views_on_one_cache_must_be_nested(tiny: ModelFactory, variant: ModelFactory) -> None:
+    target = tiny("llama")
+    with pytest.raises(PairError, match=r"slim: layer 1 is not one of the stronger slim verifier.*cache=separate"):
+        run_watched(target, variant(target, "noisy"), nested(([0, 1, 3], [0, 2, 3]), HALF))
+    with pytest.raises(PairError, match="slim2: layer 2 is not one of"):
+        run_watched(target, variant(target, "noisy"), nested(([0], [0, 2], [0, 3]), HALF))
+
+
+@pytest.mark.parametrize("mode", ["lossy", "exact"])
+@pytest.mark.parametrize("view", [False, True], ids=["alone", "below_a_view"])
+def test_model_of_the_pair_as_intermediate(tiny: ModelFactory, variant: ModelFactory, view: bool, mode: str) -> None:
+    """An independent model between draft and target reads on its own cache, under a view's name."""
+    target, mid = tiny("llama"), tiny("llama", layers=2, seed=4)
+    above = [SlimTier(gate=HALF, slim=SlimView(mask=KEPT))] if view else []
+    verifier = Hierarchical(gate=HALF, slim=PairModel(role="mid"), above=above, mode=mode, max_pending=9)  # type: ignore[arg-type]
+    assert verifier.roles == {"target", "mid"}
+    generation, watcher = run_watched(target, variant(target, "noisy"), verifier, mid=mid)
+    slim = watcher.readers["slim"]
+    assert slim.model is mid and slim.stronger is None and slim.calls > 0
+    assert slim.cache is watcher.engine.cache("mid") is not watcher.engine.cache("target")
+    assert {"target", "draft", "slim", *(["slim2"] if view else [])} == set(generation.calls)
+
+
+def test_missing_model_of_the_pair_is_named(tiny: ModelFactory, variant: ModelFactory) -> None:
+    target = tiny("llama")
+    with pytest.raises(PairError, match="no model for role 'mid'"):
+        run_watched(target, variant(target, "noisy"), Hierarchical(gate=HALF, slim=PairModel()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_early_exit(tiny: ModelFactory, variant: ModelFactory, family: str) -> None:
+    """The first layers, then norm and head: nested whatever the depth."""
+    target = exact(tiny, family)
+    _, watcher = run_watched(target, variant(target, "noisy"), nested(([0], [0, 1, 2]), HALF, max_pending=9))
+    assert layers_of(watcher.readers["slim2"].model) == [0, 1, 2]
+    assert watcher.slim_ahead > 0
 
 
 # --- cached rows against uncached ones ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from conftest import VOCABULARY, WINDOW, ModelFactory
 from doubles import DraftSpy, check_counts, spy_on
 
-from baselines.controls import CoinMix, Unverified
+from baselines.controls import CoinMix, CoinSlim, Unverified
 from viasd.decode import Decode, Generation
 from viasd.drafting import DraftModel, FixedLength
 from viasd.engine import Engine
@@ -105,6 +105,27 @@ def test_coin_mix_rounds(engine: Engine) -> None:
     assert fed == generation_feed(generation, len(PROMPT))
 
 
+def test_coin_slim_at_its_ends(engine: Engine) -> None:
+    slim = RuleVerifier(reader="slim", slim=SLIM)
+    assert run(engine, CoinSlim(p=0, slim=SLIM))[0].token_ids == run(engine, slim)[0].token_ids
+    assert run(engine, CoinSlim(p=1, slim=SLIM))[0].token_ids == greedy(engine.models["target"])
+
+
+def test_coin_slim_rounds(engine: Engine) -> None:
+    """Every round has one judge; what the slim verifier wrote is read and audited by the target's next call."""
+    generation, _ = run(engine, CoinSlim(p=0.5, slim=SLIM))
+    unread, judges = 0, set()
+    for round_ in generation.rounds:
+        (judge,) = set(round_.tiers)
+        judges.add(judge)
+        assert set(round_.sources) == {judge} and round_.unjudged == 0 and round_.judged > 0
+        assert len(round_.audits or []) == (unread if judge == "target" else 0)
+        unread = 0 if judge == "target" else unread + round_.committed
+        assert round_.pending == unread
+    assert judges == {"slim", "target"}
+    assert generation.calls["target"] + generation.calls["slim"] == len(generation.rounds)
+
+
 def generation_feed(generation: Generation, prompt_length: int) -> int:
     """Ids the target reads: each of its calls goes from what it had read to the end of the draft."""
     read, fed = prompt_length - 1, 0
@@ -147,5 +168,5 @@ def test_roles_name_the_models_that_run() -> None:
         return Method(name="m", drafter=DraftModel(), stop=FixedLength(), verifier=verifier).roles
 
     assert roles(Unverified()) == {"draft"}
-    assert roles(CoinMix(p=0.5)) == roles(RuleVerifier()) == {"draft", "target"}
+    assert roles(CoinMix(p=0.5)) == roles(CoinSlim(p=0.5)) == roles(RuleVerifier()) == {"draft", "target"}
     assert [verifier.lossless for verifier in (Unverified(), CoinMix(p=0.99), CoinMix(p=1))] == [False, False, True]

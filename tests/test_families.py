@@ -11,13 +11,15 @@ import pytest
 import torch
 from conftest import FAMILIES, VOCABULARY, WINDOW, ModelFactory
 from doubles import DraftSpy, check_counts, spy_on
+from test_exact import check_totals
 
 from viasd.decode import Decode, Generation
 from viasd.drafting import DraftModel, FixedLength, NoDrafter
 from viasd.engine import Engine
-from viasd.hierarchical import Hierarchical
+from viasd.gates import DeferralGate
+from viasd.hierarchical import Hierarchical, SlimTier
 from viasd.method import Method
-from viasd.routing import RandomGate
+from viasd.routing import RandomGate, RatioGate
 from viasd.sampling import Sampling, SeededDraws
 from viasd.verification import RuleVerifier, SlimView
 
@@ -36,6 +38,26 @@ METHODS = {
         after_equal_rewrite="stop",
         bonus="none",
         max_pending=None,
+    ),
+}
+
+BUSY = RandomGate(keep=0.4, rewrite=0.2, escalate=0.2, judge=0.2)
+SHALLOW, MIDDLE, DEEP = (SlimView(mask=mask) for mask in ([0], [0, 3], [0, 2, 3]))
+EXACT: dict[str, Hierarchical] = {
+    "keep_all": Hierarchical(gate=RatioGate(accept_ratio=0, escalate_ratio=0), slim=DEEP, mode="exact"),
+    "short_window": Hierarchical(
+        gate=RatioGate(accept_ratio=0, escalate_ratio=0), slim=DEEP, mode="exact", max_pending=5, target_bonus=False
+    ),
+    "deferral": Hierarchical(gate=DeferralGate(threshold=0.4), slim=DEEP, mode="exact"),
+    "judge_all": Hierarchical(gate=DeferralGate(threshold=0), slim=DEEP, mode="exact", max_pending=12),
+    "random": Hierarchical(gate=BUSY, slim=DEEP, mode="exact"),
+    "separate": Hierarchical(gate=BUSY, slim=SlimView(mask=[0, 1, 3], cache="separate"), mode="exact"),
+    "two": Hierarchical(gate=BUSY, slim=MIDDLE, above=[SlimTier(gate=BUSY, slim=DEEP)], mode="exact"),
+    "three": Hierarchical(
+        gate=BUSY,
+        slim=SHALLOW,
+        above=[SlimTier(gate=BUSY, slim=MIDDLE), SlimTier(gate=DeferralGate(threshold=0.6), slim=DEEP)],
+        mode="exact",
     ),
 }
 
@@ -60,11 +82,15 @@ def reference(model: Any, eos: int | None = None) -> list[int]:
 def decoded(target: Any, draft: Any, name: str, decode: Decode = DECODE) -> tuple[Generation, DraftSpy]:
     """One greedy run of a method, counts checked."""
     engine = Engine({"target": target, "draft": draft}, VOCABULARY, 64)
-    method = Method(name=name, drafter=DraftModel(), stop=FixedLength(length=DRAFTED), verifier=METHODS[name])
+    verifier = METHODS.get(name) or EXACT[name]
+    method = Method(name=name, drafter=DraftModel(), stop=FixedLength(length=DRAFTED), verifier=verifier)
     decoder = method.open(engine)
     spy = spy_on(decoder)
     generation = decoder.generate(PROMPT, decode, SeededDraws(0, "example"))
-    check_counts(generation, spy.drafts, len(PROMPT))
+    if name in EXACT:
+        check_totals(generation, spy.drafts)
+    else:
+        check_counts(generation, spy.drafts, len(PROMPT))
     return generation, spy
 
 
@@ -102,6 +128,40 @@ def test_drafted(tiny: ModelFactory, variant: ModelFactory, family: str, agreeme
         assert 0 < rejected < judged
     tiers = {tier for round_ in generation.rounds for tier in round_.tiers}
     assert tiers == {"target"}
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("agreement", ["always", "sometimes", "never"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "mistral"])
+def test_exact_mode(tiny: ModelFactory, variant: ModelFactory, family: str, agreement: str, name: str) -> None:
+    """What slim verifiers write is taken back where it differs from the target's choice, and only there."""
+    target = tiny(family)
+    generation, _ = decoded(target, drafts_of(target, variant, agreement), name)
+    assert generation.token_ids == reference(target)
+    if name == "keep_all" and agreement != "always":
+        assert any(round_.withdrawn for round_ in generation.rounds)
+    assert generation.calls["slim"] > 0
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_mode_stops_inside_provisional_tokens(tiny: ModelFactory, variant: ModelFactory, name: str) -> None:
+    target = tiny("llama")
+    full = reference(target)
+    for at in (3, 7, 12):
+        eos = full[at]
+        for agreement in ("always", "sometimes"):
+            draft = drafts_of(target, variant, agreement)
+            generation, _ = decoded(target, draft, name, replace(DECODE, eos_ids=frozenset({eos})))
+            assert generation.token_ids == full[: full.index(eos) + 1]
+            assert generation.finish_reason == "eos"
+            matcher = EndsWith(full[at - 1], full[at])
+            generation, _ = decoded(target, draft, name, replace(DECODE, stop=matcher))
+            end = next(end for end in range(2, NEW_TOKENS + 1) if matcher(full[:end]))
+            assert generation.token_ids == full[:end]
+            assert generation.finish_reason == "stop"
+    for limit in range(1, 8):
+        generation, _ = decoded(target, target, name, replace(DECODE, max_new_tokens=limit))
+        assert generation.token_ids == full[:limit]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -10,8 +10,16 @@ import pytest
 from experiments import tables
 from experiments.comparison import Arm, compare, compare_seeds, seconds_per_token
 from experiments.errors import UserError
-from experiments.frontier import advantage, free_curve, on_line, speed_at_shortfall, speedup_over_coin, verdict
-from experiments.frontier_figure import coin_line
+from experiments.frontier import (
+    advantage,
+    free_curve,
+    on_line,
+    speed_at_shortfall,
+    speedup_over_coin,
+    speedup_over_slim_coin,
+    verdict,
+)
+from experiments.frontier_figure import Point, coin_line
 from experiments.metrics import summarize
 from experiments.records import Row
 from experiments.statistics import Estimate, Statistic
@@ -81,6 +89,21 @@ def test_speedup_over_coin_by_hand() -> None:
     assert [speedup_over_coin(arms[name]) for name in ("beyond", *CURVE)] == [None] * 5
     without = exact({name: CURVE[name] for name in ("vanilla", "sd", "draft_only")} | {"half": (5.0, 0.05)})
     assert free_curve(without) == [] and speedup_over_coin(without["half"]) is None
+
+
+def test_speedup_over_the_slim_coin_by_hand() -> None:
+    """9 ms at fidelity 0.975 on the line from sd to the coin, 7 ms at 0.925 on the line to slim_only."""
+    slim = {"coin_slim@0.5": (8.0, 0.05), "slim_only": (6.0, 0.1), "slim_only@0.3": (7.0, 0.025)}
+    arms = exact({**CURVE, **slim, "strict": (6.0, 0.025), "loose": (3.5, 0.075), "beyond": (1.0, 0.15)})
+    assert value(speedup_over_slim_coin(arms["strict"])) == pytest.approx(9 / 6)
+    assert value(speedup_over_slim_coin(arms["loose"])) == pytest.approx(7 / 3.5)
+    assert value(speedup_over_slim_coin(arms["slim_only@0.3"])) == pytest.approx(9 / 7)
+    assert value(speedup_over_slim_coin(arms["coin_mix@0.5"])) == pytest.approx(6 / 6)  # no point of this curve
+    assert value(speedup_over_coin(arms["coin_slim@0.5"])) == pytest.approx(8 / 8)  # nor that one of the other
+    assert [speedup_over_slim_coin(arms[name]) for name in ("beyond", "vanilla", "sd", "slim_only")] == [None] * 4
+    assert [arm.name for arm in free_curve(arms, "slim")] == ["sd", "coin_slim@0.5", "slim_only"]
+    without = exact({**CURVE, "slim_only": (6.0, 0.1), "strict": (6.0, 0.025)})
+    assert free_curve(without, "slim") == [] and speedup_over_slim_coin(without["strict"]) is None
 
 
 def test_intervals_of_speedup_over_coin_cover_the_truth() -> None:
@@ -270,11 +293,11 @@ def test_frontier_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert titles == ["**mean over tasks**", "**qa**", "**coding**"]
     lines = section.splitlines()
     cells = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in reversed(lines) if "|" in line}
-    assert cells["coin_mix@0.5"][5] == "on it" and cells["vanilla"][4:6] == ["-", "-"]
-    assert cells["r_1"][5] in ("above", "below", "undecided") and "[" in cells["r_1"][4]
-    assert r"odd\|name" in cells and cells[r"odd\|name"][5] == "-"  # outside of the frontier
+    assert cells["coin_mix@0.5"][6] == "on it" and cells["vanilla"][5:7] == ["-", "-"]
+    assert cells["r_1"][6] in ("above", "below", "undecided") and "[" in cells["r_1"][5]
+    assert r"odd\|name" in cells and cells[r"odd\|name"][6] == "-"  # outside of the frontier
     assert cells["odd"][1].startswith(("+", "-")) and "[" in cells["free frontier"][2]
-    assert {line.count(" | ") for line in lines if line.startswith("| arm")} == {7}
+    assert {line.count(" | ") for line in lines if line.startswith("| arm")} == {9}
 
 
 def test_seeds_of_one_task_are_one_comparison(tmp_path: Path) -> None:
@@ -320,4 +343,13 @@ def test_the_drawn_curve_is_the_one_that_is_computed() -> None:
     assert y[x.tolist().index(pytest.approx(0.95))] == pytest.approx(1000 / 8)
     slower = exact({name: (2 * milliseconds, wrong) for name, (milliseconds, wrong) in CURVE.items()})
     assert coin_line([arms, slower], steps=4)[1] == pytest.approx(0.75 * y)
-    assert len(coin_line([exact({"sd": (1.0, 0.0)})])[0]) == 0
+    assert len(coin_line([exact({"sd": (1.0, 0.0)})])[0]) == len(coin_line([arms], curve="slim")[0]) == 0
+    arms = exact({**CURVE, "coin_slim@0.5": (8.0, 0.05), "slim_only": (5.0, 0.1)})
+    x, y = coin_line([arms], steps=1, curve="slim")
+    assert x == pytest.approx([0.9, 0.95, 1.0]) and y == pytest.approx([200, 125, 100])
+
+
+def test_coins_go_by_their_number() -> None:
+    names = ("coin_mix@0.5", "coin_slim@0.5", "slim_only@0.5", "sd")
+    labels = [Point(name, Estimate(1.0), Estimate(1.0), "#000000").label for name in names]
+    assert labels == ["0.5", "s0.5", "slim_only@0.5", "sd"]

@@ -23,10 +23,11 @@ from doubles import (
 )
 from torch import Tensor
 
-from baselines.controls import CoinMix, Unverified
+from baselines.controls import CoinMix, CoinSlim, Unverified
 from viasd import judging, slim, verification
 from viasd.decode import Generation
 from viasd.drafting import DraftModel, FixedLength, NoDrafter
+from viasd.gates import DeferralGate
 from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.routing import Evidence, Gate, RandomGate, RatioGate
@@ -50,6 +51,7 @@ GATES: dict[str, Gate] = {
 SWAPPED = GATES["swapped"]
 Law = dict[Outcome, float]
 IDS = range(VOCABULARY)
+ROLES = ("slim", "slim2", "slim3")  # readers of the slim verifiers, the first one first
 
 
 def method_of(verifier: VerifierSpec, length: int = 2) -> Method:
@@ -61,10 +63,14 @@ def via_sd(gate: Gate, cache: str = "shared", **options: object) -> Hierarchical
 
 
 def enumerated(
-    method: Method, tables: Tables, sampling: Sampling, draws_class: type[BranchingDraws] = BranchingDraws
+    method: Method,
+    tables: Tables,
+    sampling: Sampling,
+    draws_class: type[BranchingDraws] = BranchingDraws,
+    tokens: int = TOKENS,
 ) -> tuple[Law, list[Generation]]:
     """The law of the real loop, and all its paths."""
-    paths = list(enumerate_paths(method, tables, sampling, TOKENS, draws_class=draws_class))
+    paths = list(enumerate_paths(method, tables, sampling, tokens, draws_class=draws_class))
     return law_of(iter(paths)), [generation for generation, _ in paths]
 
 
@@ -79,7 +85,10 @@ class Rows:
     sampling: Sampling
 
     def of(self, role: str, prefix: Outcome) -> list[float]:
-        weights = [math.exp(x / self.sampling.temperature) for x in self.tables.logits(role, (*PROMPT, *prefix))]
+        logits = self.tables.logits(role, (*PROMPT, *prefix))
+        if self.sampling.temperature == 0:
+            return [float(token == logits.index(max(logits))) for token in IDS]
+        weights = [math.exp(x / self.sampling.temperature) for x in logits]
         row = [weight / sum(weights) for weight in weights]
         kept, mass = set(), 0.0
         for token in sorted(IDS, key=lambda token: -row[token]):
@@ -90,23 +99,46 @@ class Rows:
         return [row[token] / total if token in kept else 0.0 for token in IDS]
 
 
-def product_law(rows: Rows, role: str) -> Law:
+def product_law(rows: Rows, role: str, tokens: int = TOKENS) -> Law:
     """What one model alone would output."""
     law: Law = {}
-    for outcome in itertools.product(IDS, repeat=TOKENS):
-        law[outcome] = math.prod(rows.of(role, outcome[:at])[outcome[at]] for at in range(TOKENS))
+    for outcome in itertools.product(IDS, repeat=tokens):
+        law[outcome] = math.prod(rows.of(role, outcome[:at])[outcome[at]] for at in range(tokens))
     return law
 
 
-def gate_shares(gate: Gate, tables: Tables, prefix: Outcome) -> list[tuple[float, float, float]]:
-    """Per token: the probability that the gate keeps it, has it rewritten, escalates it."""
+def softmax(logits: list[float]) -> list[float]:
+    total = sum(math.exp(x) for x in logits)
+    return [math.exp(x) / total for x in logits]
+
+
+def surely(gate: DeferralGate, slim: list[float], draft: list[float] | None) -> bool:
+    """Whether a gate lets the slim verifier judge, from raw rows of probabilities; behind a draft there is no draft."""
+    first, second = sorted(slim, reverse=True)[:2]
+    if gate.measure == "entropy":
+        return -sum(p * math.log(p) for p in slim) <= gate.threshold
+    if gate.measure == "confidence":
+        return first >= gate.threshold
+    if gate.measure == "margin" or draft is None:
+        return first - second >= gate.threshold
+    return sum(map(min, slim, draft)) >= gate.threshold
+
+
+def gate_shares(
+    gate: Gate, tables: Tables, prefix: Outcome, role: str = "slim", drafted: bool = True
+) -> list[tuple[float, float, float, float]]:
+    """Per token: the probability that the gate keeps it, has it rewritten, escalates it, has it judged."""
     if isinstance(gate, RandomGate):
-        return [(gate.keep, gate.rewrite, gate.escalate)] * VOCABULARY
+        return [(gate.keep, gate.rewrite, gate.escalate, gate.judge)] * VOCABULARY
+    logits = tables.logits(role, (*PROMPT, *prefix))
+    if isinstance(gate, DeferralGate):
+        draft = softmax(tables.logits("draft", (*PROMPT, *prefix))) if drafted else None
+        sure = surely(gate, softmax(logits), draft)
+        return [(0.0, 0.0, float(not sure), float(sure))] * VOCABULARY
     assert isinstance(gate, RatioGate)
-    logits = tables.logits("slim", (*PROMPT, *prefix))
     accept, escalate = gate.thresholds
     ratios = [math.exp(x) / math.exp(max(logits)) for x in logits]
-    return [(float(r >= accept), float(escalate <= r < accept), float(r < escalate)) for r in ratios]
+    return [(float(r >= accept), float(escalate <= r < accept), float(r < escalate), 0.0) for r in ratios]
 
 
 def mix(parts: Iterable[tuple[float, Law]]) -> Law:
@@ -122,42 +154,65 @@ def mix(parts: Iterable[tuple[float, Law]]) -> Law:
 class StatedLaw:
     """The law of via_sd as DESIGN section 3 states it: what is kept goes on in its block, the rest starts a block anew.
 
-    `pending` counts committed tokens the target neither read nor wrote, `ran` says that it ran in this block.
+    `pending` counts committed tokens the target neither read nor wrote, `ran` says that it ran in this block, `level`
+    who is asked first. Of the drafted token's law each slim verifier takes its part, and leaves the rest to the next.
     """
 
     rows: Rows
     rules: Hierarchical
     length: int
+    tokens: int = TOKENS
 
     def block(self, prefix: Outcome = (), pending: int = 0) -> Law:
-        return self.position(prefix, min(self.length, TOKENS - len(prefix)), pending, False, "none")
+        return self.position(prefix, min(self.length, self.tokens - len(prefix)), pending, False, 0, 0)
 
-    def position(self, prefix: Outcome, left: int, pending: int, ran: bool, ruler: str) -> Law:
+    def position(self, prefix: Outcome, left: int, pending: int, ran: bool, level: int, ruler: int) -> Law:
+        """The law of the whole text from here on; `left` drafted tokens are not ruled on, `ruler` was the last to."""
         rules, limit = self.rules, self.rules.max_pending
-        if len(prefix) == TOKENS:
+        if len(prefix) == self.tokens:
             return {prefix: 1.0}
         if left == 0:
             return self.block_end(prefix, pending, ran, ruler)
-        draft, slim = self.rows.of("draft", prefix), self.rows.of("slim", prefix)
+        draft = self.rows.of("draft", prefix)
         forced = not ran and limit is not None and pending >= limit
         if forced or (ran and rules.after_escalation == "target"):
             return mix(self.target_writes(prefix, left, 1.0, draft))
-        shares = gate_shares(rules.gate, self.rows.tables, prefix)
+        parts: list[tuple[float, Law]] = []
+        for asked in range(level, len(rules.tiers)):
+            found, draft = self.slim_writes(prefix, left, pending, ran, asked, draft)
+            parts += found
+        if sum(draft) > 0:
+            weight = sum(draft)
+            parts += self.target_writes(prefix, left, weight, [share / weight for share in draft])
+        return mix(parts)
+
+    def slim_writes(
+        self, prefix: Outcome, left: int, pending: int, ran: bool, asked: int, draft: list[float]
+    ) -> tuple[list[tuple[float, Law]], list[float]]:
+        """What one slim verifier decides of the drafted tokens that reach it (their law times the probability that they
+        do), and those it escalates.
+        """
+        rules = self.rules
+        slim = self.rows.of(ROLES[asked], prefix)
+        shares = gate_shares(rules.tiers[asked].gate, self.rows.tables, prefix, ROLES[asked])
         waiting = 0 if ran else pending + 1  # the target's run read the whole draft
-        rewritten = sum(draft[v] * shares[v][1] for v in IDS)
-        escalated = [draft[v] * shares[v][2] for v in IDS]
+        rewritten, judged = (sum(draft[v] * shares[v][region] for v in IDS) for region in (1, 3))
         parts: list[tuple[float, Law]] = []
         for y in IDS:
             text, equal = (*prefix, y), draft[y] * shares[y][1] * slim[y]
-            goes_on = self.position(text, left - 1, waiting, ran, "slim")
-            anew = self.block(text, waiting)
-            parts.append((draft[y] * shares[y][0], goes_on))
-            parts.append((equal, goes_on if rules.after_equal_rewrite == "continue" else anew))
-            parts.append((rewritten * slim[y] - equal, self.block(text, 1 if ran else pending + 1)))
-        if sum(escalated) > 0:
-            weight = sum(escalated)
-            parts += self.target_writes(prefix, left, weight, [share / weight for share in escalated])
-        return mix(parts)
+            accepted = min(draft[y] * shares[y][3], judged * slim[y])
+            first = asked if rules.after_escalation == "target" else 0
+            goes_on = draft[y] * shares[y][0] + accepted
+            replaced = rewritten * slim[y] - equal + judged * slim[y] - accepted
+            if rules.after_equal_rewrite == "continue":
+                goes_on += equal
+            elif equal > 0:
+                parts.append((equal, self.block(text, waiting)))
+            if goes_on > 0:
+                parts.append((goes_on, self.position(text, left - 1, waiting, ran, first, asked)))
+            if replaced > 0:
+                parts.append((replaced, self.block(text, 1 if ran else pending + 1)))
+        return parts, [draft[v] * shares[v][2] for v in IDS]
 
     def target_writes(
         self, prefix: Outcome, left: int, weight: float, proposal: list[float]
@@ -167,23 +222,34 @@ class StatedLaw:
         parts: list[tuple[float, Law]] = []
         for y in IDS:
             kept = min(proposal[y], target[y])
-            parts.append((weight * kept, self.position((*prefix, y), left - 1, 0, True, "target")))
-            parts.append((weight * (target[y] - kept), self.block((*prefix, y), 0)))
+            if kept > 0:
+                goes_on = self.position((*prefix, y), left - 1, 0, True, 0, len(self.rules.tiers))
+                parts.append((weight * kept, goes_on))
+            if target[y] > kept:
+                parts.append((weight * (target[y] - kept), self.block((*prefix, y), 0)))
         return parts
 
-    def block_end(self, prefix: Outcome, pending: int, ran: bool, ruler: str) -> Law:
+    def block_end(self, prefix: Outcome, pending: int, ran: bool, ruler: int) -> Law:
         rules, limit = self.rules, self.rules.max_pending
-        if ruler == "target":
+        if ruler == len(rules.tiers):
             if not rules.target_bonus:
                 return self.block(prefix, pending)
             target = self.rows.of("target", prefix)
-            return mix((target[y], self.block((*prefix, y), 0)) for y in IDS)
+            return mix((target[y], self.block((*prefix, y), 0)) for y in IDS if target[y] > 0)
         if rules.bonus == "none" or (limit is not None and not ran and pending >= limit):
             return self.block(prefix, pending)
-        slim, shares = self.rows.of("slim", prefix), gate_shares(rules.gate, self.rows.tables, prefix)
-        passing = [slim[y] * shares[y][0] * (slim[y] >= rules.bonus_min_prob) for y in IDS]
+        passing = bonus_law(self.rows, rules, prefix, ruler)
         parts = [(passing[y], self.block((*prefix, y), pending + 1)) for y in IDS if passing[y] > 0]
-        return mix([*parts, (1 - sum(passing), self.block(prefix, pending))])
+        if sum(passing) < 1:
+            parts.append((1 - sum(passing), self.block(prefix, pending)))
+        return mix(parts)
+
+
+def bonus_law(rows: Rows, rules: Hierarchical, prefix: Outcome, ruler: int = 0) -> list[float]:
+    """Per token: the probability that the slim verifier who ruled last adds it behind a kept draft."""
+    slim = rows.of(ROLES[ruler], prefix)
+    shares = gate_shares(rules.tiers[ruler].gate, rows.tables, prefix, ROLES[ruler], drafted=False)
+    return [slim[y] * (shares[y][0] + shares[y][3]) * (slim[y] >= rules.bonus_min_prob) for y in IDS]
 
 
 # --- laws of the lossless methods and of the controls -------------------------------------------------------------
@@ -199,11 +265,16 @@ class StatedLaw:
         (CoinMix(p=1.0), 2, "target"),
         (Unverified(), 2, "draft"),
         (CoinMix(p=0.0), 2, "draft"),
+        (CoinSlim(p=1.0, slim=SlimView(mask=[0])), 2, "target"),
+        (CoinSlim(p=0.0, slim=SlimView(mask=[0])), 2, "slim"),
         (RuleVerifier(reader="slim", slim=SlimView(mask=[0])), 2, "slim"),
         (RuleVerifier(reader="slim", slim=SlimView(mask=[0], cache="separate")), 1, "slim"),
     ],
-    ids=["sd-1", "sd-2", "sd-3", "coin_mix-1.0", "draft_only", "coin_mix-0.0", "slim_only", "slim_only-separate"],
-)
+    ids=[
+        "sd-1", "sd-2", "sd-3", "coin_mix-1.0", "draft_only", "coin_mix-0.0", "coin_slim-1.0", "coin_slim-0.0",
+        "slim_only", "slim_only-separate",
+    ],
+)  # fmt: skip
 def test_one_writer(verifier: VerifierSpec, length: int, writer: str, sampling: Sampling) -> None:
     tables = Tables(1)
     law, _ = enumerated(method_of(verifier, length), tables, sampling)
@@ -217,13 +288,26 @@ def test_vanilla() -> None:
     assert len(paths) == VOCABULARY**TOKENS
 
 
-@pytest.mark.parametrize("p", [0.3, 0.8])
-def test_coin_mix_is_a_coin_per_round(p: float) -> None:
-    rows = Rows(Tables(2), NUCLEUS)
+@pytest.mark.parametrize(
+    ("verifier", "other"),
+    [
+        (CoinMix(p=0.3), None),
+        (CoinMix(p=0.8), None),
+        (CoinSlim(p=0.3, slim=SlimView(mask=[0])), "slim"),
+        (CoinSlim(p=0.8, slim=SlimView(mask=[0], cache="separate")), "slim"),
+    ],
+    ids=["coin_mix-0.3", "coin_mix-0.8", "coin_slim-0.3", "coin_slim-0.8-separate"],
+)
+def test_a_coin_per_round(verifier: CoinMix | CoinSlim, other: str | None) -> None:
+    """The target judges the round, or the other one does: the slim verifier, or nobody."""
+    rows, p = Rows(Tables(2), NUCLEUS), verifier.p
 
     def block(prefix: Outcome = ()) -> Law:
         left = min(2, TOKENS - len(prefix))
-        return {prefix: 1.0} if left == 0 else mix([(p, judged(prefix, left)), (1 - p, unread(prefix, left))])
+        if left == 0:
+            return {prefix: 1.0}
+        rest = unread(prefix, left) if other is None else judged(prefix, left, other)
+        return mix([(p, judged(prefix, left, "target")), (1 - p, rest)])
 
     def unread(prefix: Outcome, left: int) -> Law:
         if left == 0:
@@ -231,33 +315,35 @@ def test_coin_mix_is_a_coin_per_round(p: float) -> None:
         draft = rows.of("draft", prefix)
         return mix((draft[y], unread((*prefix, y), left - 1)) for y in IDS)
 
-    def judged(prefix: Outcome, left: int) -> Law:
+    def judged(prefix: Outcome, left: int, judge: str) -> Law:
         if len(prefix) == TOKENS:
             return {prefix: 1.0}
-        draft, target = rows.of("draft", prefix), rows.of("target", prefix)
+        draft, row = rows.of("draft", prefix), rows.of(judge, prefix)
         if left == 0:
-            return mix((target[y], block((*prefix, y))) for y in IDS)
-        kept = [min(draft[y], target[y]) for y in IDS]
-        goes_on = [(kept[y], judged((*prefix, y), left - 1)) for y in IDS]
-        return mix(goes_on + [(target[y] - kept[y], block((*prefix, y))) for y in IDS])
+            return mix((row[y], block((*prefix, y))) for y in IDS)
+        kept = [min(draft[y], row[y]) for y in IDS]
+        goes_on = [(kept[y], judged((*prefix, y), left - 1, judge)) for y in IDS]
+        return mix(goes_on + [(row[y] - kept[y], block((*prefix, y))) for y in IDS])
 
-    law, _ = enumerated(method_of(CoinMix(p=p)), rows.tables, NUCLEUS)
+    law, _ = enumerated(method_of(verifier), rows.tables, NUCLEUS)
     assert largest_difference(law, block()) < EXACT
 
 
 # --- laws of via_sd -----------------------------------------------------------------------------------------------
 
 
-def check_via_sd(rules: Hierarchical, tables: Tables, sampling: Sampling, length: int) -> list[Generation]:
-    law, paths = enumerated(method_of(rules, length), tables, sampling)
+def check_via_sd(
+    rules: Hierarchical, tables: Tables, sampling: Sampling, length: int, tokens: int = TOKENS
+) -> list[Generation]:
+    law, paths = enumerated(method_of(rules, length), tables, sampling, tokens=tokens)
     assert math.isclose(sum(law.values()), 1, abs_tol=EXACT)
-    assert largest_difference(law, StatedLaw(Rows(tables, sampling), rules, length).block()) < EXACT
+    assert largest_difference(law, StatedLaw(Rows(tables, sampling), rules, length, tokens).block()) < EXACT
     return paths
 
 
 def regions_seen(paths: list[Generation]) -> list[int]:
     rounds = [round_ for generation in paths for round_ in generation.rounds]
-    return [sum(round_.regions[region] for round_ in rounds if round_.regions) for region in range(3)]
+    return [sum(round_.regions[region] for round_ in rounds if round_.regions) for region in range(4)]
 
 
 CONTROL_FLOWS = list(
@@ -282,7 +368,7 @@ def test_via_sd_control_flow(
         max_pending=max_pending,
     )
     paths = check_via_sd(rules, Tables(7), NUCLEUS, length=2)
-    assert min(regions_seen(paths)) > 0
+    assert min(regions_seen(paths)[:3]) > 0
     escalations = {round_.escalation for generation in paths for round_ in generation.rounds}
     assert escalations == ({None, "gate"} if max_pending is None else {None, "gate", "forced"})
 
@@ -333,7 +419,8 @@ def test_via_sd_where_an_option_matters(option: str, values: tuple[object, ...],
 )
 def test_via_sd_gates(name: str, length: int, cache: str, options: dict[str, object]) -> None:
     paths = check_via_sd(via_sd(GATES[name], cache, **options), Tables(3), WARM, length)
-    keep, rewrite, escalate = (seen > 0 for seen in regions_seen(paths))
+    keep, rewrite, escalate, judge = (seen > 0 for seen in regions_seen(paths))
+    assert not judge
     assert keep
     assert rewrite == (name in ("swapped", "direct"))
     assert escalate == (name != "accept_all")
@@ -389,11 +476,13 @@ def recorded_law(rows: Rows, rules: Hierarchical, generation: Generation) -> lis
             if source == "target":
                 expected.append(rows.of("target", prefix)[y])
             elif index >= round_.judged:  # a slim bonus
-                passing = [slim[v] * shares[v][0] * (slim[v] >= rules.bonus_min_prob) for v in IDS]
+                passing = bonus_law(rows, rules, prefix)
                 expected.append(passing[y] / sum(passing))
             else:
-                rewritten, escalated = (sum(draft[v] * shares[v][region] for v in IDS) for region in (1, 2))
-                expected.append((draft[y] * shares[y][0] + rewritten * slim[y]) / (1 - escalated))
+                of_slim, escalated = (
+                    sum(draft[v] * sum(shares[v][r] for r in which) for v in IDS) for which in ((1, 3), (2,))
+                )
+                expected.append((draft[y] * shares[y][0] + of_slim * slim[y]) / (1 - escalated))
     return expected
 
 

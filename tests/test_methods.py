@@ -17,11 +17,12 @@ from experiments.errors import UserError, exit_code, one_line
 from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.models import Pair
+from viasd.verification import PairModel
 
 METHODS = sorted(path.stem for path in (CHECKOUT / "conf" / "method").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (CHECKOUT / "conf" / "task").glob("*.yaml"))
 GROUPS = {"pair": "reference", "decode": "greedy", "engine": "default", "track": "wandb"}
-PAIR = Pair(name="p", models={"target": "t", "draft": "d"})
+PAIR = Pair(name="p", models={"target": "t", "draft": "d", "mid": "m"})
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +73,7 @@ def derived(
 
 def test_controls_follow_the_methods_overrides() -> None:
     arms, _ = derived(
-        ["sd", "method", "slim_only", "accept_all", "random_gate", "draft_only", "coin_mix@0.4"],
+        ["sd", "method", "slim_only", "accept_all", "random_gate", "draft_only", "coin_mix@0.4", "coin_slim@0.3"],
         "method.stop.length=3",
         "method.verifier.max_pending=7",
         "method.verifier.slim.skip_ratio=0.3",
@@ -81,6 +82,8 @@ def test_controls_follow_the_methods_overrides() -> None:
     assert arms["accept_all"].verifier.max_pending == arms["random_gate"].verifier.max_pending == 7  # type: ignore[attr-defined]
     assert arms["slim_only"].verifier.slim.skip_ratio == 0.3  # type: ignore[attr-defined]
     assert arms["coin_mix@0.4"].verifier.p == 0.4  # type: ignore[attr-defined]
+    coin = arms["coin_slim@0.3"].verifier
+    assert (coin.p, coin.slim.skip_ratio) == (0.3, 0.3)  # type: ignore[attr-defined]
 
 
 def test_slim_only_takes_a_skip_ratio_of_its_own() -> None:
@@ -121,6 +124,7 @@ def test_a_changed_method_is_an_arm_of_its_own() -> None:
         ({"a": ""}, "KEY=VALUE"),
         ({"a": "stop.length=2", "b": "stop.length=3"}, "one LABEL"),
         ({"a": "stop.size=3"}, "size"),
+        ({"a": "method=via_s"}, "via_sd"),
         ({"a": "stop.length=-1"}, "length"),
     ],
     ids=str,
@@ -131,7 +135,25 @@ def test_a_changed_method_with_a_mistake_is_refused(arm: dict[str, str], told: s
     assert told in one_line(raised.value) and exit_code(raised.value) == 2
 
 
-@pytest.mark.parametrize("control", ["slim_only", "accept_all", "random_gate"])
+def test_an_arm_may_begin_with_another_yaml() -> None:
+    arms, _ = derived(["method", {"b": "method=via_sd_budget verifier.budget.share=0.1 stop.length=2"}])
+    verifier = arms["b"].verifier
+    assert isinstance(verifier, Hierarchical) and verifier.mode == "budget" and verifier.budget is not None
+    assert verifier.budget.share == 0.1 and arms["b"].stop.length == 2 and arms["b"].name == "b"  # type: ignore[attr-defined]
+    assert derived([{"same": "method=sd"}, "sd"])[0].keys() == {"same"}
+
+
+def test_parts_of_a_verifier_are_chosen_by_name() -> None:
+    two = "verifier/above=reference_45_25 verifier/gate=deferral verifier.gate.threshold=0.3"
+    arms, _ = derived([{"mid": "verifier/slim=mid"}, {"two": two}])
+    assert arms["mid"].verifier.slim == PairModel(role="mid")  # type: ignore[attr-defined]
+    above = arms["two"].verifier.above  # type: ignore[attr-defined]
+    assert len(above) == 2 and all(tier.gate == arms["two"].verifier.gate for tier in above)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="verifier/slim=min: not found; did you mean 'mid'"):
+        derived([{"min": "verifier/slim=min"}])
+
+
+@pytest.mark.parametrize("control", ["slim_only", "accept_all", "random_gate", "coin_slim"])
 def test_gate_controls_need_a_gate(control: str) -> None:
     with pytest.raises(UserError, match=control):
         derived([control], "method=sd")

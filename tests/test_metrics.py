@@ -279,3 +279,19 @@ def test_device_share_is_of_the_rows_that_have_an_accelerators_clock() -> None:
     assert number(summary, "sd", "device_share.draft") == pytest.approx(0.25)
     assert number(summary, "sd", "device_share.target") == pytest.approx(0.5)
     assert not any(name.startswith("device_share") for name in summary["vanilla"])
+
+
+def test_predicted_speed_is_from_calls_and_rounds() -> None:
+    """Vanilla takes 0.5 ms a round beside its call; the arm, 10 rounds with calls of 20 ms in all: 25 ms, 40 tokens."""
+    rows = [
+        Row("a", "vanilla", 0, new_tokens=50, rounds=50, decode_seconds=[0.1], ideal_seconds=0.075),
+        Row("a", "arm", 0, new_tokens=40, rounds=10, decode_seconds=[0.05], ideal_seconds=0.02),
+    ]
+    summary = summarize(rows, ["vanilla", "arm"], temperature=0.0)
+    assert number(summary, "arm", "predicted_tokens_per_second") == pytest.approx(40 / 0.025)
+    assert number(summary, "vanilla", "predicted_tokens_per_second") == pytest.approx(500)  # as measured
+    rows[1].decode_seconds = [9.0]
+    again = summarize(rows, ["vanilla", "arm"], temperature=0.0)
+    assert again["arm"]["predicted_tokens_per_second"] == summary["arm"]["predicted_tokens_per_second"]
+    uncalibrated = [Row("a", arm, 0, new_tokens=50, rounds=50, decode_seconds=[0.1]) for arm in ("vanilla", "arm")]
+    assert "predicted_tokens_per_second" not in summarize(uncalibrated, ["vanilla", "arm"], temperature=0.0)["arm"]

@@ -21,7 +21,7 @@ from experiments.config import EngineSpec
 from experiments.costs import Cost, CostCurve
 from experiments.probe import main
 from experiments.probing.agreement import Forced, Sureness, by_position, compare, force, sureness
-from experiments.probing.predict import Replay, predicted_methods, replay
+from experiments.probing.predict import Replay, foresee, oracle, predicted_methods, replay, replay_all
 from experiments.probing.setup import ProbeJob, ProbeSettings, Prompt, View
 from experiments.probing.summary import MEAN
 from experiments.probing.vocabulary import compare_vocabularies
@@ -155,6 +155,25 @@ def test_replay_of_via_sd_where_the_context_did_not_change(options: dict[str, An
     assert equal > 20
 
 
+def test_the_oracle_calls_the_target_where_first_choices_differ() -> None:
+    """One token a round: as many calls as places where they do, and no token that is not the target's."""
+    slim = Hierarchical(
+        gate=RatioGate(), slim=SlimView(mask=[0]), bonus="none", target_bonus=False, max_pending=None, mode="exact"
+    )
+    method = Method(name="via_sd", drafter=DraftModel(), stop=FixedLength(length=1), verifier=slim)
+    calls = 0
+    for seed in range(10):
+        forced = table_forced(NearTables(seed, vocabulary=5, spread=2.0), 12, 12, 0)
+        choices = {role: rows[:12].argmax(-1) for role, rows in forced.rows.items()}
+        found = replay(oracle(method), foresee(forced))
+        assert found.equal == found.tokens == found.rounds == 12
+        assert found.calls("target") == found.escalated == int((choices["slim"] != choices["target"]).sum())
+        both = replay_all({("oracle", 1): oracle(method), ("sd", 1): method}, forced, 0)
+        assert both["oracle", 1] == found and both["sd", 1] == replay(method, forced)
+        calls += found.escalated
+    assert 0 < calls < 60
+
+
 # --- distances ----------------------------------------------------------------------------------------------------
 
 
@@ -217,7 +236,7 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     agreement = content["agreement"]
     assert agreement["draft"] == agreement["mid"] and 0 < agreement[content["view"]]["agreement"][MEAN]["value"] <= 1
     arms = [(entry["arm"], entry["draft_length"]) for entry in content["predicted"]]
-    assert arms == [("vanilla", 0), ("sd", 2), ("via_sd", 2), ("sd", 3), ("via_sd", 3)]
+    assert arms == [("vanilla", 0), *((arm, length) for length in (2, 3) for arm in ("sd", "via_sd", "oracle"))]
     assert "predicted, without this harness's own time per round" in out
     assert out.splitlines()[-3].startswith("Break-even at draft length")
 

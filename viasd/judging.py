@@ -85,6 +85,7 @@ class HierarchicalJudge(Part):
             self._target_rules(state, draft, ruling, gated=False)
         while ruling.place < n and not ruling.ended:
             if ruling.target_rows is None and ruling.place >= ruling.forced_at:
+                self._look_ahead(state, draft, ruling)
                 self._target_rules(state, draft, ruling, gated=False)
             elif (level := self._decider(state, draft, ruling)) < len(self.slims):
                 self._slim_rules(state, ruling, level)
@@ -114,9 +115,7 @@ class HierarchicalJudge(Part):
         place = ruling.place
         level = ruling.start = ruling.level
         while level < len(self.slims):
-            if level not in ruling.looks:
-                proposals = self._proposals(draft, ruling, level) if self._needs_rows(state) else None
-                ruling.looks[level] = self.slims[level].look(state, draft, place, ruling.forced_at, proposals)
+            self._look(state, draft, ruling, level)
             region = ruling.looks[level].region(place)
             ruling.regions[region] += 1
             if region != ESCALATE:
@@ -126,6 +125,21 @@ class HierarchicalJudge(Part):
         if self.config.after_escalation == "target":
             ruling.level = level
         return level
+
+    def _look(self, state: State, draft: Draft, ruling: Ruling, level: int) -> None:
+        """Let a slim verifier run over the draft from the next place on, if it has not."""
+        if level not in ruling.looks:
+            proposals = self._proposals(draft, ruling, level) if self._needs_rows(state) else None
+            ruling.looks[level] = self.slims[level].look(state, draft, ruling.place, ruling.forced_at, proposals)
+
+    def _look_ahead(self, state: State, draft: Draft, ruling: Ruling) -> None:
+        """All slim verifiers that may rule behind a forced position run before the target.
+
+        On its cache there would be nothing left for them to read.
+        """
+        if self.config.after_escalation == "slim" and ruling.place + 1 < draft.length:
+            for level in range(len(self.slims)):
+                self._look(state, draft, ruling, level)
 
     def _proposals(self, draft: Draft, ruling: Ruling, level: int) -> Tensor:
         """The law [n - place, V] of the drafted tokens that come before a verifier, from the next place on.

@@ -24,7 +24,7 @@ class Look:
     `tokens` [m] are the drafted ones, `logits` and `rows` [m + 1, V] raw and processed, `proposals` [m, V] the law of
     each drafted token that comes before this verifier. Neither rows nor proposals are made at temperature 0 without
     detail. On the host: the `drafted` tokens [m], `regions` [m], `writes` [m], the token it would write at each
-    place, `refused`, the first place where it refuses as a judge, its `bonus`, and `promises`: bins (viasd.calling) of
+    place, `refused` [m], whether it refuses as a judge, its `bonus`, and `promises`: bins (viasd.calling) of
     the drafted tokens [m] and of its own [m + 1], where there is a call rule.
     """
 
@@ -37,7 +37,7 @@ class Look:
     drafted: list[int] = field(default_factory=list)
     regions: list[int] = field(default_factory=list)
     writes: list[int] = field(default_factory=list)
-    refused: int = 0
+    refused: list[bool] = field(default_factory=list)
     bonus: int | None = None
     promises: list[int] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ class Look:
             assert self.bonus is not None
             return self.bonus
         i, region = place - self.first, self.region(place)
-        writes = region == REWRITE or (region == JUDGE and place >= self.refused)
+        writes = region == REWRITE or (region == JUDGE and self.refused[i])
         return self.writes[i] if writes else self.drafted[i]
 
     def promise(self, place: int) -> int:
@@ -93,28 +93,42 @@ class SlimVerifier:
         assert rows is not None and proposals is not None
         used, add_bonus = self._used(look, regions, forced_at)
         add_bonus = add_bonus & (self.rules.bonus == "slim")
-        wanted, written, refused = (regions == REWRITE) & used, rows, []
+        wanted, written, refused = (regions == REWRITE) & used, rows, regions[:0]
         if self.gate.judges:
-            at, judged = look.tokens[:, None], (regions == JUDGE) & used
-            # one that is not judged passes the coin for certain
-            accepted = rows[:-1].gather(1, at)[:, 0].where(judged, 1)
-            first_refused = state.draws.accepted_prefix(accepted, proposals.gather(1, at)[:, 0].where(judged, 0))
-            place = torch.arange(m, device=rows.device)
-            wanted = ((place < first_refused) & wanted) | (place == first_refused)
-            add_bonus = add_bonus & (first_refused == m)
+            refused = self._refused(look, state, (regions == JUDGE) & used, proposals)
+            add_bonus = add_bonus & ~refused[-1:]
+            if self.rules.after_escalation == "target":  # it decides all up to its first refusal, where the round ends
+                before = refused.cumsum(0) == 0
+                wanted, add_bonus = wanted & before, add_bonus & before[-1:]
+            wanted = wanted | refused
             leftover = (rows[:-1] - proposals).clamp(min=0)
             leftover = leftover.where(leftover.sum(-1, keepdim=True) > 0, rows[:-1])
-            written = torch.cat([leftover.where((place == first_refused)[:, None], rows[:-1]), rows[-1:]])
-            refused = [first_refused[None]]
+            written = torch.cat([leftover.where(refused[:, None], rows[:-1]), rows[-1:]])
         drawn = state.draws.draw(written, "replacement", torch.cat([wanted, add_bonus]))  # [m + 1]
         if self.rules.bonus == "slim":
             region = self.gate.classify(Evidence(look.logits[-1:]), drawn[-1:], state.draws)
             add_bonus = add_bonus & ((region == KEEP) | (region == JUDGE))
             if self.rules.bonus_min_prob > 0:
                 add_bonus = add_bonus & (rows[-1:].gather(1, drawn[-1:, None])[:, 0] >= self.rules.bonus_min_prob)
-        chosen, told = self._read(look, regions, drawn, [add_bonus.long(), *refused])
-        look.refused = look.first + told[1] if refused else look.end
+        chosen, told = self._read(look, regions, drawn, [add_bonus.long(), refused.long()])
+        look.refused = [bool(one) for one in told[1:]]
         look.bonus = chosen[m] if told[0] else None
+
+    def _refused(self, look: Look, state: State, judged: Tensor, proposals: Tensor) -> Tensor:
+        """Which places [m] of those to be judged it refuses; the first one only, where that ends the round.
+
+        With `after_escalation: slim` a refusal may be of no account, since another verifier rules on that place, and
+        what is behind it must have its own coin.
+        """
+        assert look.rows is not None
+        at, m = look.tokens[:, None], judged.shape[0]
+        # one that is not judged passes the coin for certain
+        accept = look.rows[:-1].gather(1, at)[:, 0].where(judged, 1)
+        drafted = proposals.gather(1, at)[:, 0].where(judged, 0)
+        if self.rules.after_escalation == "target":
+            return torch.arange(m, device=judged.device) == state.draws.accepted_prefix(accept, drafted)
+        coins = [state.draws.accepted_prefix(accept[i : i + 1], drafted[i : i + 1]) for i in range(m)]
+        return torch.stack(coins) == 0
 
     def _choose(self, look: Look, state: State, regions: Tensor, forced_at: int) -> None:
         """The same at temperature 0, where what is drawn is the first choice, with probability 1."""
@@ -122,9 +136,7 @@ class SlimVerifier:
         if self.rules.bonus == "slim":
             of_bonus = self.gate.classify(Evidence(look.logits[-1:]), drawn[-1:], state.draws)
         chosen, bonus_region = self._read(look, regions, drawn, [of_bonus])
-        judged = (place for place in range(look.first, look.end) if look.region(place) == JUDGE)
-        refusals = (place for place in judged if look.writes[place - look.first] != look.drafted[place - look.first])
-        look.refused = next(refusals, look.end)
+        look.refused = [ours != theirs for ours, theirs in zip(look.writes, look.drafted, strict=True)]
         if self.rules.after_escalation == "target":
             reaches_end = ESCALATE not in look.regions and look.end <= forced_at
         else:

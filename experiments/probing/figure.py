@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.probing.predict import ORACLE
 from experiments.probing.summary import MEAN, number
 
 Content = Mapping[str, Any]
@@ -86,7 +87,7 @@ def _speeds(axes: Axes, content: Content) -> None:
             axes.axhline(values[0], color=COLORS["target"], linestyle="--", label=arm)
             continue
         lengths = [entry["draft_length"] for entry in entries]
-        color = COLORS["draft"] if arm == "sd" else SLIM
+        color = COLORS["draft"] if arm == "sd" else OTHER if arm == ORACLE else SLIM
         axes.errorbar(lengths, values, errors, marker="o", markersize=4, capsize=2, color=color, label=arm)
         axes.set_xticks(lengths)
     axes.set_ylim(bottom=0)

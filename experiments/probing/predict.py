@@ -17,9 +17,13 @@ from experiments.probing.setup import ProbeJob
 from viasd.blocks import DraftedBlock, draft_by_steps
 from viasd.decode import Decode, RowReader, Speculative
 from viasd.drafting import FixedLength
+from viasd.gates import DeferralGate
+from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.models import Kept
 from viasd.sampling import Draws, Sampling, SeededDraws
+
+ORACLE = "oracle"
 
 
 class StoredReader:
@@ -138,12 +142,40 @@ def replay(method: Method, forced: Forced, seed: int = 0) -> Replay:
     )
 
 
+def oracle(method: Method) -> Method:
+    """The method with a gate that lets the slim verifier judge where it is sure: for rows that `foresee` made."""
+    assert isinstance(method.verifier, Hierarchical)
+    verifier = replace(method.verifier, gate=DeferralGate(), mode="lossy", calls=None, budget=None)
+    return replace(method, name=ORACLE, verifier=verifier)
+
+
+def foresee(forced: Forced) -> Forced:
+    """The slim rows as an oracle would have them: sure where the first choice is the target's, elsewhere flat.
+
+    At temperature 0 only the first choice counts where the slim verifier judges, and it has not changed there. So the
+    gate escalates exactly where the two differ: a bound at fidelity 1 for gates that look at rows and not at the
+    drafted token, which no gate can reach. It is modelled, never measured: it reads target rows that nobody computed.
+    """
+    slim, target = forced.rows["slim"], forced.rows["target"]
+    choice = slim.argmax(-1, keepdim=True)  # [n, 1]
+    agrees = choice == target.argmax(-1, keepdim=True)
+    sure = torch.full_like(slim, -torch.inf).scatter(1, choice, 0.0)
+    return replace(forced, rows={**forced.rows, "slim": torch.where(agrees, sure, 0.0)})
+
+
 def predicted_methods(job: ProbeJob) -> dict[tuple[str, int], Method]:
-    """What is predicted, by (arm, draft length): vanilla, and with a drafter sd and the method at each length."""
+    """What is predicted, by (arm, draft length): vanilla; with a drafter also sd, the method and the oracle."""
     methods = {("vanilla", 0): vanilla()}
     if job.drafter is not None:
         for length in sorted(set(job.settings.draft_lengths)):
             method = replace(job.method, stop=FixedLength(length=length))
             methods["sd", length] = lossless(method)
             methods[job.method.name, length] = method
+            methods[ORACLE, length] = oracle(method)
     return methods
+
+
+def replay_all(methods: Mapping[tuple[str, int], Method], forced: Forced, seed: int) -> dict[tuple[str, int], Replay]:
+    """Every method on one output; the oracle sees what it cannot know."""
+    foreseen = foresee(forced) if "slim" in forced.rows else forced
+    return {key: replay(method, foreseen if key[0] == ORACLE else forced, seed) for key, method in methods.items()}

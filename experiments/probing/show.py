@@ -13,7 +13,9 @@ PREDICTED = "predicted, without this harness's own time per round"
 APPROXIMATION = (
     "sd's rounds follow exactly from the rows. {method}'s are an approximation: a kept token that differs from the "
     "target's\nis treated as if the context did not change, and the slim view reads the target's keys and values of "
-    "the prompt alone."
+    "the prompt alone.\noracle: {method} with a gate that escalates exactly where the slim view's first choice is not "
+    "the target's. Modelled, no\nmethod: a bound, at fidelity 1, for gates that look at rows and not at the drafted "
+    "token."
 )
 
 

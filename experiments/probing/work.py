@@ -16,7 +16,7 @@ from experiments.errors import UserError
 from experiments.loading import WORTH_A_BAR, describe
 from experiments.probing.agreement import force
 from experiments.probing.costs import measure_costs
-from experiments.probing.predict import predicted_methods, replay
+from experiments.probing.predict import predicted_methods, replay_all
 from experiments.probing.setup import ProbeJob, Prompt, read_prompts
 from experiments.probing.summary import (
     Sample,
@@ -125,7 +125,7 @@ def observe(engine: Engine, job: ProbeJob, prompts: list[Prompt], bar: tqdm) -> 
     seen = []
     for prompt in prompts:
         forced = force(engine, job, decoder, prompt)
-        replays = {key: replay(method, forced, job.settings.seed) for key, method in methods.items()}
+        replays = replay_all(methods, forced, job.settings.seed)
         seen.append(Seen(prompt.task, forced.length, forced.distances, forced.sureness, replays))
         bar.update()
     return seen
