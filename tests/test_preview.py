@@ -35,7 +35,7 @@ def test_a_run_named_by_shares_that_nobody_measured_has_no_id_yet(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, out = plan(capsys, tmp_path, "--plan", "arms=[vanilla,random_gate]")
-    assert code == 0 and out.splitlines()[2].split()[2] == "-" and "shares of its random gate" in out
+    assert code == 0 and out.splitlines()[2].split()[2] == "-" and "gate shares" in out
     plan(capsys, tmp_path, "arms=[vanilla,random_gate]")
     _, out = plan(capsys, tmp_path, "--plan", "arms=[vanilla,random_gate]")
     assert out.splitlines()[2].split()[2] == next((tmp_path / "runs").iterdir()).name
