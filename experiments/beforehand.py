@@ -12,7 +12,7 @@ from experiments.config import Job
 from experiments.costs import calibrate
 from experiments.loading import decode_settings, describe, load_engine
 from experiments.resolve import SHARE_PROMPTS, gate_shares
-from experiments.store import create_folder, read_json, replace_json
+from experiments.store import create_folder, read_json, settle_json
 from viasd.drafting import FixedLength
 from viasd.engine import Engine
 from viasd.hierarchical import Hierarchical
@@ -91,9 +91,8 @@ class Beforehand:
         if stored is None:
             if not self.may_measure:
                 raise NotMeasured
-            stored = measure()
             create_folder(path.parent, results)
-            replace_json(path, stored)
+            stored = settle_json(path, measure())
         return stored
 
     def _load(self, roles: Iterable[str], longest: int) -> Engine:

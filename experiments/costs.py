@@ -15,7 +15,7 @@ from torch import Tensor
 
 from experiments.identity import digest
 from experiments.measure import Stopwatch, collection_off
-from experiments.store import create_folder, read_json, replace_json
+from experiments.store import create_folder, read_json, settle_json
 from viasd.decode import Speculative
 from viasd.engine import Engine
 from viasd.models import Kept, name_kept
@@ -192,7 +192,7 @@ def calibrate(engine: Engine, arms: Mapping[str, Speculative], who: Mapping[str,
         measured = time_readers(engine, timed, lengths, context, REPEATS, series=SERIES)
         stored = {name: {str(fed): asdict(cost) for fed, cost in one.steps.items()} for name, one in measured.items()}
         create_folder(path.parent, results)
-        replace_json(path, stored)
+        stored = settle_json(path, stored)
     curves = {
         name: CostCurve({int(fed): Cost(**cost) for fed, cost in steps.items()}) for name, steps in stored.items()
     }

@@ -154,6 +154,24 @@ def replace_json(path: Path, content: dict[str, Any]) -> None:
         raise UserError(f"{path}: cannot write it ({error.strerror}); accepted: a writable folder with room") from error
 
 
+def settle_json(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write a JSON file unless there is one, and read it: who measures the same at the same time gets the same numbers.
+
+    Raises UserError when it cannot be written.
+    """
+    mine = path.with_suffix(f".{os.getpid()}.mine")
+    replace_json(mine, content)
+    try:
+        os.link(mine, path)  # fails where another process was first
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        replace_json(path, content)
+    finally:
+        mine.unlink(missing_ok=True)
+    return read_json(path) or content
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON file, or None when there is none."""
     try:

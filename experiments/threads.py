@@ -15,7 +15,7 @@ import torch
 from experiments import identity
 from experiments.config import EngineSpec
 from experiments.costs import fill, random_ids
-from experiments.store import create_folder, read_json, replace_json
+from experiments.store import create_folder, read_json, settle_json
 from viasd.engine import Engine, resolve_device, resolve_dtype
 from viasd.models import Pair, weights_bytes
 
@@ -55,9 +55,8 @@ def count_threads(pair: Pair, engine: EngineSpec, results: Path) -> int:
     path = results / "settled" / f"threads_{identity.digest(who)}.json"
     stored = read_json(path)
     if stored is None:
-        stored = _measure(pair, engine, who)
         create_folder(path.parent, results)
-        replace_json(path, stored)
+        stored = settle_json(path, _measure(pair, engine, who))
     threads: int = stored["threads"]
     return threads
 
