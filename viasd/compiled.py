@@ -62,7 +62,7 @@ class LayerCompiler:
     def step(self, layer: FusedLayer) -> LayerStep:
         """The compiled layer as a function of tensors alone, shared by all layers with such shapes."""
         sizes = tuple(None if weight is None else (weight.shape, weight.dtype) for weight in layer.weights)
-        key = (layer.shape[:-1], type(layer.shape.act), sizes)
+        key = (layer.shape[:-1], repr(layer.shape.act), sizes)
         if key not in self._steps:
             step = layer_step(layer.shape, f"layer_{len(self._steps)}")
             self._steps[key] = torch.compile(step, backend=self.backend, fullgraph=True)

@@ -110,6 +110,11 @@ def rotations(base: Any, slots: int) -> tuple[Tensor, Tensor]:
     return cos[0][:, None], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)[:, None]
 
 
+def activation(module: Any) -> Callable[[Tensor], Tensor]:
+    """The function of an activation module, without the module's own calls where that is one operation."""
+    return functional.silu if type(module).__name__ in ("SiLU", "SiLUActivation") else module
+
+
 def normalize(states: Tensor, weight: Tensor, eps: float) -> Tensor:
     """A root-mean-square norm as the library computes it: in float32, whatever the model's type."""
     if weight.dtype == torch.float32:
@@ -157,7 +162,7 @@ class FusedLayer:
         width = attention.head_dim
         heads = attention.q_proj.out_features // width, attention.k_proj.out_features // width
         norm = layer.input_layernorm
-        self.shape = LayerShape(*heads, width, attention.scaling, float(norm.variance_epsilon), mlp.act_fn)
+        self.shape = LayerShape(*heads, width, attention.scaling, float(norm.variance_epsilon), activation(mlp.act_fn))
         query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         qkv, qkv_bias = join([attention.q_proj, attention.k_proj, attention.v_proj])
         gated, gated_bias = join([mlp.gate_proj, mlp.up_proj])

@@ -50,7 +50,8 @@ def process(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def widen(logits: Tensor, vocabulary: int) -> Tensor:
     """Logits [n, V] over the common ids: cut to `vocabulary`, -inf for ids the model lacks; float32 or wider."""
-    logits = logits[:, :vocabulary]
+    if logits.shape[1] > vocabulary:
+        logits = logits[:, :vocabulary]
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     missing = vocabulary - logits.shape[1]
