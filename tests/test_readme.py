@@ -39,7 +39,8 @@ def test_stored_lines_are_the_csv_to_the_last_digit() -> None:
         shown = dict(zip(header, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
         for title, metric in (("fidelity", "fidelity"), ("quality", "quality"), ("tokens/s", "tokens_per_second")):
             value = float(cells[task, shown["arm"], metric])
-            assert shown[title] == f"{value:.{find(metric).digits}f}", (shown["arm"], title)
+            half = 0.5 * 10.0 ** -find(metric).digits  # a half may be rounded either way: the csv is rounded, too
+            assert abs(float(shown[title]) - value) <= half * 1.0001, (shown["arm"], title)
             checked += 1
     assert checked >= 15
 
