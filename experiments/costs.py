@@ -21,10 +21,11 @@ from viasd.engine import Engine
 from viasd.models import Kept, name_kept
 from viasd.reader import Reader
 
-WARM_UPS = 2  # cycles that are not kept
+WARM_UPS = 1  # cycles that are not kept
 FED = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64)  # tokens fed in the steps that are timed for a run
 PIECE = 512  # tokens fed at a time where a cache is filled
-CONTEXT, REPEATS = 256, 4  # tokens in the cache behind which they are timed, at most; and how many series of them
+CONTEXT, REPEATS = 256, 3  # tokens in the cache behind which they are timed, at most; and how many series of them
+LONG, FEW = 8, 3  # steps of more tokens than LONG are rare in a round, and take long: at most so many in a row
 SERIES = 8  # steps in a row, of which all but the first are timed: as vanilla's, and the drafter's, follow each other
 
 
@@ -90,7 +91,8 @@ def time_readers(
         for cycle in range(-WARM_UPS, repeats):
             for name in order.sample(list(timed), len(timed)):
                 for fed in order.sample(lengths, len(lengths)):
-                    spent = time_series(engine.device, timed, name, ids, context, fed, series)
+                    steps = series if fed <= LONG else min(series, FEW)
+                    spent = time_series(engine.device, timed, name, ids, context, fed, steps)
                     if cycle >= 0:
                         seconds[name, fed] += spent[1:]
             tick()
