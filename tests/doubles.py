@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from viasd.blocks import DraftedBlock, draft_by_steps
+from viasd.blocks import DraftedBlock, TripTest, draft_by_steps
 from viasd.decode import Decode, Draft, Drafter, Generation, Memory, RowReader, Speculative, State, Verdict
 from viasd.method import Method
 from viasd.sampling import Draws, Sampling, Stream
@@ -83,8 +83,10 @@ class TableReader:
         rows = [self.tables.logits(self.role, sequence[: end + 1]) for end in range(stop - last, stop)]
         return torch.tensor(rows, dtype=torch.float64)
 
-    def draft_on(self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws) -> DraftedBlock:
-        return draft_by_steps(self, ids, stop, steps, sampling, draws)
+    def draft_on(
+        self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws, trip: TripTest | None = None
+    ) -> DraftedBlock:
+        return draft_by_steps(self, ids, stop, steps, sampling, draws, trip)
 
 
 class TableReaders:
@@ -243,8 +245,8 @@ class DraftSpy:
         self.drafts.clear()
         self.drafter.begin(state)
 
-    def propose(self, state: State, limit: int) -> Draft:
-        draft = self.drafter.propose(state, limit)
+    def propose(self, state: State, limit: int, trip: TripTest | None = None) -> Draft:
+        draft = self.drafter.propose(state, limit, trip)
         self.drafts.append(draft.tokens.tolist())
         return draft
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from scipy import stats
 from torch import Tensor
 
-from viasd.rules import Lossless, RuleRows, judge_chain
+from viasd.rules import Lossless, RowPairs, RuleRows, judge_chain
 from viasd.sampling import Sampling, SeededDraws, process
 
 SAMPLINGS = [
@@ -175,7 +175,8 @@ def test_one_position_follows_the_judge() -> None:
     """A drafted token tested by the lossless rule leaves the judge's law (8 tokens; the joint laws are enumerated)."""
     judge, draft = process(rows_of_logits(2, 8), Sampling(temperature=0.6, top_p=0.9))
     draws, seen = SeededDraws(11, "a"), torch.zeros(8)
-    rule = Lossless().rows(torch.stack([judge, judge]), draft[None])
+    both = torch.stack([judge, judge])
+    rule = Lossless().rows(RowPairs(torch.zeros(1, dtype=torch.long), both, draft[None], both.log()))
     for _ in range(4_000):
         token = draws.draw(draft[None], "draft")
         verdict = judge_chain(token, draft[None], rule, draws)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,18 +21,55 @@ class DraftedBlock(NamedTuple):
     rows: Tensor
     logits: Tensor
 
+    def first(self, length: int) -> DraftedBlock:
+        """Its first tokens."""
+        return DraftedBlock(self.tokens[:length], self.rows[:length], self.logits[:length])
+
+
+class TripTest(Protocol):
+    """Where a stop rule ends a block: the first token that trips is its last one, or without `keep` the first outside.
+
+    Called in order, with one token at a time or with the whole block. `place` is that of the first one in its block: at
+    0 a test forgets the block before. What it may look at: the drafted tokens [n], the drafter's raw logits [n, V] and
+    how they are processed. It never sees the judge or what comes behind, so the output law does not depend on it; but
+    a token dropped for its own sake does change the law, unless the test looks at its row alone (DESIGN section 3).
+    """
+
+    keep: bool
+
+    def trips(self, place: int, tokens: Tensor, logits: Tensor, sampling: Sampling) -> Tensor:
+        """Which of the tokens trip: [n], bool, on their device."""
+
+
+def cut_block(block: DraftedBlock, sampling: Sampling, trip: TripTest | None) -> DraftedBlock:
+    """The part of a whole block that a trip test leaves. One read of the host."""
+    if trip is None:
+        return block
+    tripped = trip.trips(0, block.tokens, block.logits, sampling).tolist()
+    length = next((place + trip.keep for place, is_last in enumerate(tripped) if is_last), len(tripped))
+    return block.first(length)
+
 
 def draft_by_steps(
-    reader: RowReader, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws
+    reader: RowReader,
+    ids: Tensor,
+    stop: int,
+    steps: int,
+    sampling: Sampling,
+    draws: Draws,
+    trip: TripTest | None = None,
 ) -> DraftedBlock:
-    """At least one token behind ids[stop - 1].
+    """At least one token behind ids[stop - 1], and at most `steps`.
 
-    Each token is put into `ids`, where the next forward finds it. Each row is drawn from once.
+    Each token is put into `ids`, where the next forward finds it. Each row is drawn from once. On a CPU a block ends
+    with its last token; elsewhere, where asking costs a wait for the device, all steps are run and then cut.
     """
     greedy = sampling.temperature == 0
     tokens: list[Tensor] = []
     logits: list[Tensor] = []
     rows: list[Tensor] = []
+    now = trip if ids.device.type == "cpu" else None
+    dropped = 0
     for place in range(stop, stop + steps):
         raw = reader.feed(ids, place, last=1)  # [1, V]
         if greedy:
@@ -43,8 +80,12 @@ def draft_by_steps(
         ids[place : place + 1] = token
         tokens.append(token)
         logits.append(raw)
+        if now is not None and bool(now.trips(place - stop, token, raw, sampling)):
+            dropped = 0 if now.keep else 1
+            break
     seen = torch.cat(logits)
-    return DraftedBlock(torch.cat(tokens), process(seen, sampling) if greedy else torch.cat(rows), seen)
+    block = DraftedBlock(torch.cat(tokens), process(seen, sampling) if greedy else torch.cat(rows), seen)
+    return cut_block(block, sampling, trip) if now is None else block.first(len(tokens) - dropped)
 
 
 @dataclass(frozen=True)

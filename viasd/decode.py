@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from viasd.blocks import DraftedBlock
+from viasd.blocks import DraftedBlock, TripTest
 from viasd.models import Kept
 from viasd.sampling import Draws, Sampling
 
@@ -29,7 +29,9 @@ class RowReader(Protocol):
     def read(self) -> int: ...
     def start(self) -> None: ...
     def feed(self, ids: Tensor, stop: int, last: int) -> Tensor: ...
-    def draft_on(self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws) -> DraftedBlock: ...
+    def draft_on(
+        self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws, trip: TripTest | None = None
+    ) -> DraftedBlock: ...
     def rewind(self, length: int) -> None: ...
 
 
@@ -358,15 +360,17 @@ class Remembering(Protocol):
 
 
 class Drafter(Remembering, Protocol):
-    """Proposes tokens."""
+    """Proposes at most `limit` tokens, fewer where `trip` says so."""
 
-    def propose(self, state: State, limit: int) -> Draft: ...
+    def propose(self, state: State, limit: int, trip: TripTest | None = None) -> Draft: ...
 
 
 class StopRule(Remembering, Protocol):
-    """Says before a block how many tokens may be drafted."""
+    """Says before a block how many tokens may be drafted, and may give a test that ends it earlier."""
 
     def limit(self, state: State) -> int: ...
+    @property
+    def trip(self) -> TripTest | None: ...
 
 
 class Verifier(Remembering, Protocol):
@@ -392,7 +396,9 @@ Watch = Callable[[str], None]  # called with "prefilled" once; after each round 
 
 
 class Part:
-    """A part without memory."""
+    """A part without memory, and without a trip test."""
+
+    trip: TripTest | None = None
 
     def begin(self, state: State) -> None:
         """A new request begins."""
@@ -446,7 +452,8 @@ class Speculative:
 
     def round(self, state: State) -> Round:
         """One draft-then-verify cycle."""
-        draft = self.drafter.propose(state, max(0, min(self.stop.limit(state), state.remaining)))
+        limit = max(0, min(self.stop.limit(state), state.remaining))
+        draft = self.drafter.propose(state, limit, self.stop.trip)
         verdict = self.verifier.judge(state, draft)
         record = state.commit(draft, verdict)
         for part in self._parts.values():

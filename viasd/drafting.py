@@ -6,6 +6,7 @@ from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import Field
 
+from viasd.blocks import TripTest
 from viasd.decode import Draft, Drafter, Part, Readers, RowReader, State, StopRule
 from viasd.spec import spec
 
@@ -39,7 +40,7 @@ class NoDrafter:
 
 
 class _NoDrafter(Part):
-    def propose(self, state: State, limit: int) -> Draft:
+    def propose(self, state: State, limit: int, trip: TripTest | None = None) -> Draft:
         return Draft.empty(state.ids.device)
 
 
@@ -63,11 +64,11 @@ class ModelDrafter(Part):
     def __init__(self, reader: RowReader) -> None:
         self.reader = reader
 
-    def propose(self, state: State, limit: int) -> Draft:
+    def propose(self, state: State, limit: int, trip: TripTest | None = None) -> Draft:
         if limit == 0:
             return Draft.empty(state.ids.device)
         sampling = state.decode.sampling
-        return Draft.chain(*self.reader.draft_on(state.ids, state.length, limit, sampling, state.draws))
+        return Draft.chain(*self.reader.draft_on(state.ids, state.length, limit, sampling, state.draws, trip))
 
 
 @spec

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from viasd.blocks import BlockKind, DraftedBlock, draft_by_steps
+from viasd.blocks import BlockKind, DraftedBlock, TripTest, cut_block, draft_by_steps
 from viasd.graphs import GraphForward
 from viasd.sampling import Draws, Sampling, widen
 
@@ -92,17 +92,19 @@ class Reader:
         self.fed += stop - start
         return logits
 
-    def draft_on(self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws) -> DraftedBlock:
+    def draft_on(
+        self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws, trip: TripTest | None = None
+    ) -> DraftedBlock:
         """`viasd.blocks.draft_by_steps`, in one replay where there is a recording of such a block.
 
         Both draw from the same stream in the same order, and count `steps` calls.
         """
         start, forward = self.read, self._forward
         if not isinstance(forward, GraphForward):
-            return draft_by_steps(self, ids, stop, steps, sampling, draws)
+            return draft_by_steps(self, ids, stop, steps, sampling, draws, trip)
         kind = BlockKind(steps, sampling, self._vocabulary)
         if stop <= start or not forward.has_block(kind, start, stop):
-            return draft_by_steps(self, ids, stop, steps, sampling, draws)
+            return draft_by_steps(self, ids, stop, steps, sampling, draws, trip)
         noise = None if kind.greedy else draws.noise(forward.rows_like(kind), "draft")
         watch = self._probe.watch
         with nullcontext() if watch is None else watch(self.role, stop - start, *[1] * (steps - 1)):
@@ -114,7 +116,7 @@ class Reader:
         self._read = stop + steps - 1  # the last one is chosen, not fed
         self.calls += steps
         self.fed += self._read - start
-        return block
+        return cut_block(block, sampling, trip)
 
     def _read_on(self, ids: Tensor, start: int, stop: int, last: int) -> Tensor:
         logits = self._forward(self._tokens(ids, start, stop), start, stop, max(last, 1))  # 0 would mean all

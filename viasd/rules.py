@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from viasd.sampling import Draws
@@ -13,23 +14,48 @@ from viasd.spec import spec
 
 
 @dataclass(frozen=True)
+class RowPairs:
+    """What a rule may look at: the judge's rows [n + 1, V] and the drafter's [n, V], processed, and the same as logits.
+
+    `draft_logits` is None for a drafter that has no distribution of its own. `tokens` [n] are the drafted ones.
+    """
+
+    tokens: Tensor
+    judge: Tensor
+    draft: Tensor
+    judge_logits: Tensor
+    draft_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class RuleRows:
-    """Rows a rule yields for n judged positions: `reject` and `residual` [n, V], `bonus` [V]."""
+    """Rows a rule yields for n judged positions: `reject` and `residual` [n, V], `bonus` [V].
+
+    A replacement is drawn from max(0, residual - draft); without `subtract`, from the residual row itself. `law`
+    [n, V] is the law of a judged position, where that is not the residual row.
+    """
 
     reject: Tensor
     residual: Tensor
     bonus: Tensor
+    subtract: bool = True
+    law: Tensor | None = None
+
+    @property
+    def laws(self) -> Tensor:
+        """The law of every position [n + 1, V], the bonus last."""
+        return torch.cat([self.residual if self.law is None else self.law, self.bonus[None]])
 
 
 @runtime_checkable
 class RowRule(Protocol):
-    """Maps (judge rows [n + 1, V], draft rows [n, V]), processed, to the three rows of the generic round."""
+    """Maps the rows of judge and drafter to the three rows of the generic round."""
 
     @property
     def lossless(self) -> bool:
         """Whether the output law is the judge's."""
 
-    def rows(self, judge: Tensor, draft: Tensor) -> RuleRows:
+    def rows(self, pairs: RowPairs) -> RuleRows:
         """The rows of this rule."""
 
 
@@ -41,8 +67,8 @@ class Lossless:
     def lossless(self) -> bool:
         return True
 
-    def rows(self, judge: Tensor, draft: Tensor) -> RuleRows:
-        return RuleRows(reject=judge[:-1], residual=judge[:-1], bonus=judge[-1])
+    def rows(self, pairs: RowPairs) -> RuleRows:
+        return RuleRows(reject=pairs.judge[:-1], residual=pairs.judge[:-1], bonus=pairs.judge[-1])
 
 
 @dataclass(frozen=True)
@@ -69,8 +95,8 @@ def judge_chain(tokens: Tensor, draft: Tensor, rule: RuleRows, draws: Draws, bon
     """The generic round on a chain (reference: 2607.08690, Algorithm 2): keep a prefix, then replace or add one.
 
     `tokens` [n] were drawn from exactly `draft` [n, V]. Token i is kept iff coin * draft_i(x_i) < reject_i(x_i).
-    The replacement is drawn from max(0, residual - draft), or from the residual row where that is zero. Without
-    `bonus` the token behind a fully kept chain is not to be used.
+    The replacement is drawn from max(0, residual - draft), or from the residual row where that is zero or the rule
+    says so. Without `bonus` the token behind a fully kept chain is not to be used.
     """
     if tokens.shape[0] == 0:
         accepted = tokens.new_zeros(())
@@ -79,8 +105,10 @@ def judge_chain(tokens: Tensor, draft: Tensor, rule: RuleRows, draws: Draws, bon
     accepted = draws.accepted_prefix(rule.reject.gather(1, at)[:, 0], draft.gather(1, at)[:, 0])
     stop = accepted.clamp(max=tokens.shape[0] - 1)[None]  # index_select: indexing by a scalar would wait for the host
     residual = rule.residual.index_select(0, stop)[0]
-    leftover = (residual - draft.index_select(0, stop)[0]).clamp(min=0)
-    leftover = leftover.where(leftover.sum() > 0, residual)
+    leftover = residual
+    if rule.subtract:
+        leftover = (residual - draft.index_select(0, stop)[0]).clamp(min=0)
+        leftover = leftover.where(leftover.sum() > 0, residual)
     full = accepted == tokens.shape[0]
     row = rule.bonus.where(full, leftover)
     where = None if bonus else ~full[None]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from viasd.decode import Draft, Part, Readers, RowReader, State, Verdict, Verifier
 from viasd.models import Branches
-from viasd.rules import Lossless, RowRule, judge_chain, judge_greedy
+from viasd.rules import Lossless, RowPairs, RowRule, judge_chain, judge_greedy
 from viasd.sampling import process
 from viasd.spec import spec
 
@@ -133,10 +133,11 @@ class RuleJudge(Part):
             tokens = [*host[n + 1 : n + 1 + accepted], last]
             return accepted, tokens, [1.0] * len(tokens) if state.detail else None
         rows = process(logits, state.decode.sampling)  # [n + 1, V]
-        verdict = judge_chain(draft.tokens, draft.rows, self.rule.rows(rows, draft.rows), state.draws)
+        rule = self.rule.rows(RowPairs(draft.tokens, rows, draft.rows, logits, draft.logits))
+        verdict = judge_chain(draft.tokens, draft.rows, rule, state.draws)
         accepted, last, *drafted = torch.cat([verdict.accepted[None], verdict.token[None], draft.tokens]).tolist()
         tokens = [*drafted[:accepted], last]
-        return accepted, tokens, probabilities(rows, tokens) if state.detail else None
+        return accepted, tokens, probabilities(rule.laws, tokens) if state.detail else None
 
 
 def probabilities(rows: Tensor, tokens: Sequence[int]) -> list[float]:

@@ -14,7 +14,7 @@ from experiments.arms import lossless, vanilla
 from experiments.costs import CostCurve
 from experiments.probing.agreement import Forced
 from experiments.probing.setup import ProbeJob
-from viasd.blocks import DraftedBlock, draft_by_steps
+from viasd.blocks import DraftedBlock, TripTest, draft_by_steps
 from viasd.decode import Decode, RowReader, Speculative
 from viasd.drafting import FixedLength
 from viasd.gates import DeferralGate
@@ -60,8 +60,10 @@ class StoredReader:
         places = torch.arange(stop - last, stop, device=self._rows.device) - self._prompt + 1
         return self._rows[places.clamp(max=self._rows.shape[0] - 1)]
 
-    def draft_on(self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws) -> DraftedBlock:
-        return draft_by_steps(self, ids, stop, steps, sampling, draws)
+    def draft_on(
+        self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws, trip: TripTest | None = None
+    ) -> DraftedBlock:
+        return draft_by_steps(self, ids, stop, steps, sampling, draws, trip)
 
 
 class StoredReaders:
