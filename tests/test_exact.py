@@ -29,8 +29,15 @@ GATES: dict[str, Any] = {
     "keep_or_judge": RandomGate(keep=0.5, rewrite=0, escalate=0, judge=0.5),
     "deferral": DeferralGate(threshold=0.45),
     "judge_all": DeferralGate(threshold=0),
+    "patient": DeferralGate(threshold=0.45, patience=4),
 }
-FEW_TOKENS = {"keep_or_escalate": 2, "keep_or_judge": 2, "deferral": 2, "judge_all": 2}  # else paths are too many
+FEW_TOKENS = {
+    "patient": 2,
+    "keep_or_escalate": 2,
+    "keep_or_judge": 2,
+    "deferral": 2,
+    "judge_all": 2,
+}  # else paths are too many
 
 
 def exact(gate: Any, **options: Any) -> Hierarchical:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -103,6 +104,20 @@ def test_deferral_behind_a_draft(measure: Any) -> None:
     bar = -0.4 if measure == "entropy" else 0.4
     assert regions(gate, BEHIND) == by_position([value >= bar for value in values])
     check_shares(gate, BEHIND)
+
+
+@pytest.mark.parametrize("measure", MEASURED)
+def test_patience_lets_more_doubt_pass(measure: Any) -> None:
+    """With `patience` 4 and 2 pending tokens, position i passes what 1 + (2 + i) / 4 times the odds of doubt allow."""
+    threshold = 0.4 if measure == "entropy" else 0.8
+    gate = DeferralGate(measure=measure, threshold=threshold, patience=4)
+    seen = dataclasses.replace(SEEN, pending=2)
+    slack = [1 + (2 + place) / 4 for place in range(POSITIONS)]
+    odds = (1 - threshold) / threshold
+    bars = [-threshold * one if measure == "entropy" else 1 / (1 + odds * one) for one in slack]
+    assert regions(gate, seen) == by_position([v >= bar for v, bar in zip(MEASURED[measure], bars, strict=True)])
+    assert torch.equal(gate.sure(seen.at(3)), gate.sure(seen)[3:4])
+    assert gate.sure(seen).sum() > dataclasses.replace(gate, patience=None).sure(seen).sum()
 
 
 # --- set gates ----------------------------------------------------------------------------------------------------
@@ -227,22 +242,25 @@ WEIGHTS = {
 BONUS_WEIGHTS = {"agree": [1.0, 0.5, -0.3, 0.1], "target_top": [0.8, 0.02, 0.0, 0.01], "distance": [0.3, 0.0, 0.1, 0.0]}
 
 
+@pytest.mark.parametrize("patience", [None, 4.0])
 @pytest.mark.parametrize("evidence", [SEEN, BEHIND], ids=["drafted", "behind"])
 @pytest.mark.parametrize(("rule", "cost"), [("agree", 0.05), ("agree", 0.3), ("diff", 0.1), ("opt", 0.2), ("opt", 0.9)])
-def test_learned(rule: Any, cost: float, evidence: Evidence) -> None:
-    gate = LearnedGate(rule=rule, cost=cost, weights=WEIGHTS, bonus_weights=BONUS_WEIGHTS)
+def test_learned(rule: Any, cost: float, evidence: Evidence, patience: float | None) -> None:
+    gate = LearnedGate(rule=rule, cost=cost, weights=WEIGHTS, bonus_weights=BONUS_WEIGHTS, patience=patience)
+    evidence = dataclasses.replace(evidence, pending=3)
     drafts = [None] * POSITIONS if evidence.draft is None else DRAFT_ROWS
     weights = BONUS_WEIGHTS if evidence.draft is None else WEIGHTS
 
-    def sure(slim: list[float], draft: list[float] | None) -> bool:
+    def sure(slim: list[float], draft: list[float] | None, slack: float) -> bool:
         seen = plain_features(slim, draft)
         if rule == "agree":
-            return 1 / (1 + math.exp(-linear(seen, weights["agree"]))) >= 1 - cost
+            return math.exp(-linear(seen, weights["agree"])) <= slack * cost / (1 - cost)
         expected, distance = (min(1, max(0, linear(seen, weights[name]))) for name in ("target_top", "distance"))
-        return max(slim) >= expected - cost * (distance if rule == "opt" else 1)
+        return max(slim) >= expected - slack * cost * (distance if rule == "opt" else 1)
 
-    expected = [sure(slim, draft) for slim, draft in zip(SLIM_ROWS, drafts, strict=True)]
-    assert 0 < sum(expected) < POSITIONS
+    slacks = [1.0 if patience is None else 1 + (3 + place) / patience for place in range(POSITIONS)]
+    expected = [sure(slim, draft, slack) for slim, draft, slack in zip(SLIM_ROWS, drafts, slacks, strict=True)]
+    assert patience is not None or 0 < sum(expected) < POSITIONS
     assert regions(gate, evidence) == by_position(expected)
     check_shares(gate, evidence)
 

@@ -112,20 +112,22 @@ def softmax(logits: list[float]) -> list[float]:
     return [math.exp(x) / total for x in logits]
 
 
-def surely(gate: DeferralGate, slim: list[float], draft: list[float] | None) -> bool:
+def surely(gate: DeferralGate, slim: list[float], draft: list[float] | None, pending: int = 0) -> bool:
     """Whether a gate lets the slim verifier judge, from raw rows of probabilities; behind a draft there is no draft."""
     first, second = sorted(slim, reverse=True)[:2]
+    slack = 1.0 if gate.patience is None else 1 + pending / gate.patience
     if gate.measure == "entropy":
-        return -sum(p * math.log(p) for p in slim) <= gate.threshold
+        return -sum(p * math.log(p) for p in slim) <= gate.threshold * slack
+    smallest = gate.threshold / (gate.threshold + (1 - gate.threshold) * slack)  # odds of doubt times slack
     if gate.measure == "confidence":
-        return first >= gate.threshold
+        return first >= smallest
     if gate.measure == "margin" or draft is None:
-        return first - second >= gate.threshold
-    return sum(map(min, slim, draft)) >= gate.threshold
+        return first - second >= smallest
+    return sum(map(min, slim, draft)) >= smallest
 
 
 def gate_shares(
-    gate: Gate, tables: Tables, prefix: Outcome, role: str = "slim", drafted: bool = True
+    gate: Gate, tables: Tables, prefix: Outcome, role: str = "slim", drafted: bool = True, pending: int = 0
 ) -> list[tuple[float, float, float, float]]:
     """Per token: the probability that the gate keeps it, has it rewritten, escalates it, has it judged."""
     if isinstance(gate, RandomGate):
@@ -133,7 +135,7 @@ def gate_shares(
     logits = tables.logits(role, (*PROMPT, *prefix))
     if isinstance(gate, DeferralGate):
         draft = softmax(tables.logits("draft", (*PROMPT, *prefix))) if drafted else None
-        sure = surely(gate, softmax(logits), draft)
+        sure = surely(gate, softmax(logits), draft, pending)
         return [(0.0, 0.0, float(not sure), float(sure))] * VOCABULARY
     assert isinstance(gate, RatioGate)
     accept, escalate = gate.thresholds
@@ -194,7 +196,7 @@ class StatedLaw:
         """
         rules = self.rules
         slim = self.rows.of(ROLES[asked], prefix)
-        shares = gate_shares(rules.tiers[asked].gate, self.rows.tables, prefix, ROLES[asked])
+        shares = gate_shares(rules.tiers[asked].gate, self.rows.tables, prefix, ROLES[asked], pending=pending)
         waiting = 0 if ran else pending + 1  # the target's run read the whole draft
         rewritten, judged = (sum(draft[v] * shares[v][region] for v in IDS) for region in (1, 3))
         parts: list[tuple[float, Law]] = []
@@ -238,17 +240,17 @@ class StatedLaw:
             return mix((target[y], self.block((*prefix, y), 0)) for y in IDS if target[y] > 0)
         if rules.bonus == "none" or (limit is not None and not ran and pending >= limit):
             return self.block(prefix, pending)
-        passing = bonus_law(self.rows, rules, prefix, ruler)
+        passing = bonus_law(self.rows, rules, prefix, ruler, pending)
         parts = [(passing[y], self.block((*prefix, y), pending + 1)) for y in IDS if passing[y] > 0]
         if sum(passing) < 1:
             parts.append((1 - sum(passing), self.block(prefix, pending)))
         return mix(parts)
 
 
-def bonus_law(rows: Rows, rules: Hierarchical, prefix: Outcome, ruler: int = 0) -> list[float]:
+def bonus_law(rows: Rows, rules: Hierarchical, prefix: Outcome, ruler: int = 0, pending: int = 0) -> list[float]:
     """Per token: the probability that the slim verifier who ruled last adds it behind a kept draft."""
     slim = rows.of(ROLES[ruler], prefix)
-    shares = gate_shares(rules.tiers[ruler].gate, rows.tables, prefix, ROLES[ruler], drafted=False)
+    shares = gate_shares(rules.tiers[ruler].gate, rows.tables, prefix, ROLES[ruler], False, pending)
     return [slim[y] * (shares[y][0] + shares[y][3]) * (slim[y] >= rules.bonus_min_prob) for y in IDS]
 
 

@@ -22,9 +22,14 @@ OUTCOMES = ("agree", "target_top", "distance")
 
 
 class PositionGate:
-    """A gate that looks at rows alone: JUDGE where `sure`, else ESCALATE, whatever token was drafted."""
+    """A gate that looks at rows alone: JUDGE where `sure`, else ESCALATE, whatever token was drafted.
+
+    With `patience` (tokens) it allows for what an escalation costs: the doubt that it lets pass, as odds, is
+    1 + pending / patience times as large, for the tokens pending there are those that the target has to read first.
+    """
 
     __slots__ = ()
+    patience: float | None
 
     def sure(self, evidence: Evidence) -> Tensor:
         """Whether [n] the slim verifier may judge the position."""
@@ -44,6 +49,13 @@ class PositionGate:
     def _region(self, evidence: Evidence) -> Tensor:
         return torch.where(self.sure(evidence), JUDGE, ESCALATE)
 
+    def _slack(self, evidence: Evidence) -> Tensor | float:
+        """How much the doubt that passes has grown, [n]."""
+        if self.patience is None:
+            return 1.0
+        places = torch.arange(evidence.slim.shape[0], device=evidence.slim.device)
+        return 1 + (evidence.pending + places) / self.patience
+
 
 @spec
 class DeferralGate(PositionGate):
@@ -57,17 +69,19 @@ class DeferralGate(PositionGate):
 
     measure: Measure = "confidence"
     threshold: Annotated[float, Field(ge=0)] = 0.5
+    patience: Annotated[float, Field(gt=0)] | None = None
 
     def sure(self, evidence: Evidence) -> Tensor:
-        slim = evidence.slim.softmax(-1)
-        if self.measure == "confidence":
-            return slim.amax(-1) >= self.threshold
+        slim, slack = evidence.slim.softmax(-1), self._slack(evidence)
         if self.measure == "entropy":
-            return entropy(slim) <= self.threshold
+            return entropy(slim) <= self.threshold * slack
+        smallest = 1 - allowed_doubt(1 - self.threshold, slack) if isinstance(slack, Tensor) else self.threshold
+        if self.measure == "confidence":
+            return slim.amax(-1) >= smallest
         if self.measure == "margin" or evidence.draft is None:  # behind the draft there is nothing to overlap with
             best = slim.topk(2, dim=-1).values
-            return best[:, 0] - best[:, 1] >= self.threshold
-        return torch.minimum(slim, evidence.draft.softmax(-1)).sum(-1) >= self.threshold
+            return best[:, 0] - best[:, 1] >= smallest
+        return torch.minimum(slim, evidence.draft.softmax(-1)).sum(-1) >= smallest
 
 
 @spec
@@ -136,17 +150,25 @@ class LearnedGate(PositionGate):
     cost: float = 0.05
     weights: dict[str, list[float]] | str = "auto"
     bonus_weights: dict[str, list[float]] = Field(default_factory=dict)
+    patience: Annotated[float, Field(gt=0)] | None = None
 
     def sure(self, evidence: Evidence) -> Tensor:
         if isinstance(self.weights, str):
             raise AssertionError(f"weights {self.weights!r} were not read before opening")
         weights = self.bonus_weights if evidence.draft is None else self.weights
-        seen = features(evidence)  # [n, F]
+        seen, slack = features(evidence), self._slack(evidence)  # [n, F]
         if self.rule == "agree":
-            return _linear(seen, weights["agree"]).sigmoid() >= 1 - self.cost
-        allowed = self.cost * (_linear(seen, weights["distance"]).clamp(0, 1) if self.rule == "opt" else 1.0)
+            cost = allowed_doubt(self.cost, slack) if isinstance(slack, Tensor) else self.cost
+            return _linear(seen, weights["agree"]).sigmoid() >= 1 - cost
+        allowed = self.cost * slack * (_linear(seen, weights["distance"]).clamp(0, 1) if self.rule == "opt" else 1.0)
         expected = _linear(seen, weights["target_top"]).clamp(0, 1)
         return evidence.slim.softmax(-1).amax(-1) >= expected - allowed
+
+
+def allowed_doubt(doubt: float, slack: Tensor) -> Tensor:
+    """The probability [n] whose odds are `slack` [n] times those of `doubt`; nothing where doubt is negative."""
+    more = max(doubt, 0.0) * slack
+    return more / (1 - doubt + more)
 
 
 def _linear(seen: Tensor, weights: list[float]) -> Tensor:

@@ -23,15 +23,19 @@ READINGS: dict[str, tuple[float, float]] = {"swapped": (0.7, 0.5), "direct": (0.
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a gate looks at: raw logits [n, V] of the slim verifier and, at drafted positions, of the drafter."""
+    """What a gate looks at: raw logits [n, V] of the slim verifier and, at drafted positions, of the drafter.
+
+    `pending`: tokens before the first of these positions that the target has not read, and would have to.
+    """
 
     slim: Tensor
     draft: Tensor | None = None
+    pending: int = 0
 
     def at(self, place: int) -> Evidence:
         """That position alone."""
         here = slice(place, place + 1)
-        return Evidence(self.slim[here], None if self.draft is None else self.draft[here])
+        return Evidence(self.slim[here], None if self.draft is None else self.draft[here], self.pending + place)
 
 
 @runtime_checkable

@@ -46,6 +46,11 @@ class Look:
         """The place behind the draft."""
         return self.first + self.tokens.shape[0]
 
+    @property
+    def behind(self) -> Evidence:
+        """What there is to see of the place behind the draft."""
+        return Evidence(self.logits[-1:], pending=self.evidence.pending + self.tokens.shape[0])
+
     def region(self, place: int) -> int:
         """What the gate said of a place."""
         return self.regions[place - self.first]
@@ -77,7 +82,7 @@ class SlimVerifier:
         """Run over the draft and read on the host all that may be decided from place `first` on, before `forced_at`."""
         n = draft.length
         logits = self.reader.feed(state.ids, state.length + n, last=n + 1 - first)
-        evidence = Evidence(logits[:-1], None if draft.logits is None else draft.logits[first:])
+        evidence = Evidence(logits[:-1], None if draft.logits is None else draft.logits[first:], state.pending + first)
         rows = None if proposals is None else process(logits, state.decode.sampling)
         look = Look(first, draft.tokens[first:], logits, evidence, rows, proposals)
         regions = self.gate.classify(evidence, look.tokens, state.draws)
@@ -106,7 +111,7 @@ class SlimVerifier:
             written = torch.cat([leftover.where(refused[:, None], rows[:-1]), rows[-1:]])
         drawn = state.draws.draw(written, "replacement", torch.cat([wanted, add_bonus]))  # [m + 1]
         if self.rules.bonus == "slim":
-            region = self.gate.classify(Evidence(look.logits[-1:]), drawn[-1:], state.draws)
+            region = self.gate.classify(look.behind, drawn[-1:], state.draws)
             add_bonus = add_bonus & ((region == KEEP) | (region == JUDGE))
             if self.rules.bonus_min_prob > 0:
                 add_bonus = add_bonus & (rows[-1:].gather(1, drawn[-1:, None])[:, 0] >= self.rules.bonus_min_prob)
@@ -134,7 +139,7 @@ class SlimVerifier:
         """The same at temperature 0, where what is drawn is the first choice, with probability 1."""
         drawn, of_bonus = look.logits.argmax(-1), regions[:0]
         if self.rules.bonus == "slim":
-            of_bonus = self.gate.classify(Evidence(look.logits[-1:]), drawn[-1:], state.draws)
+            of_bonus = self.gate.classify(look.behind, drawn[-1:], state.draws)
         chosen, bonus_region = self._read(look, regions, drawn, [of_bonus])
         look.refused = [ours != theirs for ours, theirs in zip(look.writes, look.drafted, strict=True)]
         if self.rules.after_escalation == "target":
@@ -168,7 +173,9 @@ class SlimVerifier:
         """The laws `proposals` [k, V] of drafted tokens at these places, given that this verifier escalates them."""
         at = slice(places.start - look.first, places.stop - look.first)
         draft = look.evidence.draft
-        evidence = Evidence(look.evidence.slim[at], None if draft is None else draft[at])
+        evidence = Evidence(
+            look.evidence.slim[at], None if draft is None else draft[at], look.evidence.pending + at.start
+        )
         rows = proposals * self.gate.shares(evidence)[ESCALATE]
         total = rows.sum(-1, keepdim=True)  # 0 where no token is escalated
         return (rows / total).where(total > 0, proposals)
@@ -181,7 +188,7 @@ class SlimVerifier:
         assert look.rows is not None and look.proposals is not None
         slim = look.rows[place - look.first]
         if place == look.end:
-            shares = self.gate.shares(Evidence(look.logits[-1:]))[:, 0]  # [4, V]
+            shares = self.gate.shares(look.behind)[:, 0]  # [4, V]
             law = slim * (shares[KEEP] + shares[JUDGE]) * (slim >= self.rules.bonus_min_prob)
         else:
             shares = self.gate.shares(look.evidence.at(place - look.first))[:, 0]
