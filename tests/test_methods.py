@@ -11,15 +11,18 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from baselines.rules.lenience import Lenience
+from baselines.rules.typical import Typical
 from experiments.arms import Context, derive
 from experiments.config import CHECKOUT, build, make
 from experiments.errors import UserError, exit_code, one_line
 from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.models import Pair
-from viasd.verification import PairModel
+from viasd.verification import PairModel, RuleVerifier
 
 METHODS = sorted(path.stem for path in (CHECKOUT / "conf" / "method").glob("*.yaml"))
+RULES = sorted(path.stem for path in (CHECKOUT / "conf" / "method" / "verifier" / "rule").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (CHECKOUT / "conf" / "task").glob("*.yaml"))
 GROUPS = {"pair": "reference", "decode": "greedy", "engine": "default", "track": "wandb"}
 PAIR = Pair(name="p", models={"target": "t", "draft": "d", "mid": "m"})
@@ -47,6 +50,24 @@ def test_method_yaml_names_every_field(name: str) -> None:
     node = compose("config", [f"method={name}"])["method"]
     assert unnamed_fields(node, "method") == []
     assert make(node, "method").name == name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_row_rule_is_chosen_by_name(rule: str) -> None:
+    node = compose("config", ["method=sd", f"method/verifier/rule={rule}"])["method"]
+    assert unnamed_fields(node, "method") == []
+    chosen = make(node, "method").verifier.rule
+    arms, _ = derived([{"arm": f"verifier/rule={rule}"}], "method=lenience", "method.verifier.rule.l=0.25")
+    assert arms["arm"].verifier.rule == chosen  # type: ignore[attr-defined]
+
+
+def test_a_knob_of_a_row_rule_is_an_override() -> None:
+    node = compose("config", ["method=sd", "method/verifier/rule=lenience", "method.verifier.rule.l=0.25"])["method"]
+    assert make(node, "method").verifier == RuleVerifier(rule=Lenience(l=0.25))
+    arms, _ = derived([{"arm": "verifier/rule=typical verifier.rule.eps=0.2"}], "method=lenience")
+    assert arms["arm"].verifier == RuleVerifier(rule=Typical(eps=0.2))
+    arms, _ = derived(["lossless", "sd", "method"], "method=lenience", "method.verifier.rule.l=1")
+    assert list(arms) == ["lossless", "lenience"] and arms["lenience"].verifier.lossless
 
 
 @pytest.mark.parametrize("task", TASKS)

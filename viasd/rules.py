@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from viasd.sampling import Draws
+from viasd.sampling import Draws, Sampling
 from viasd.spec import spec
 
 
@@ -17,7 +17,8 @@ from viasd.spec import spec
 class RowPairs:
     """What a rule may look at: the judge's rows [n + 1, V] and the drafter's [n, V], processed, and the same as logits.
 
-    `draft_logits` is None for a drafter that has no distribution of its own. `tokens` [n] are the drafted ones.
+    `draft_logits` is None for a drafter that has no distribution of its own. `tokens` [n] are the drafted ones,
+    `sampling` is how the rows were processed: at temperature 0 they are one-hot and say nothing of what is likely.
     """
 
     tokens: Tensor
@@ -25,6 +26,7 @@ class RowPairs:
     draft: Tensor
     judge_logits: Tensor
     draft_logits: Tensor | None = None
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0))
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,21 @@ class RuleRows:
     """Rows a rule yields for n judged positions: `reject` and `residual` [n, V], `bonus` [V].
 
     A replacement is drawn from max(0, residual - draft); without `subtract`, from the residual row itself. `law`
-    [n, V] is the law of a judged position, where that is not the residual row.
+    [n, V] is the law of a judged position, where that is not the residual row: a tensor, or what computes it when it
+    is asked for (only passes that record laws do).
     """
 
     reject: Tensor
     residual: Tensor
     bonus: Tensor
     subtract: bool = True
-    law: Tensor | None = None
+    law: Tensor | Callable[[], Tensor] | None = None
 
     @property
     def laws(self) -> Tensor:
         """The law of every position [n + 1, V], the bonus last."""
-        return torch.cat([self.residual if self.law is None else self.law, self.bonus[None]])
+        law = self.law() if callable(self.law) else self.law
+        return torch.cat([self.residual if law is None else law, self.bonus[None]])
 
 
 @runtime_checkable

@@ -133,7 +133,8 @@ class RuleJudge(Part):
             tokens = [*host[n + 1 : n + 1 + accepted], last]
             return accepted, tokens, [1.0] * len(tokens) if state.detail else None
         rows = process(logits, state.decode.sampling)  # [n + 1, V]
-        rule = self.rule.rows(RowPairs(draft.tokens, rows, draft.rows, logits, draft.logits))
+        drafts = (draft.rows, draft.logits) if n else (rows[:0], logits[:0])
+        rule = self.rule.rows(RowPairs(draft.tokens, rows, drafts[0], logits, drafts[1], state.decode.sampling))
         verdict = judge_chain(draft.tokens, draft.rows, rule, state.draws)
         accepted, last, *drafted = torch.cat([verdict.accepted[None], verdict.token[None], draft.tokens]).tolist()
         tokens = [*drafted[:accepted], last]
