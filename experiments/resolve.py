@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from baselines.controls import CoinSlim
+from baselines.self_draft import SelfDrafter
 from experiments.errors import UserError
 from experiments.identity import model_hash
 from viasd.decode import Decode
@@ -39,6 +40,16 @@ def resolve_method(method: Method, pair: Pair) -> tuple[Method, str | None]:
 
     A notice says where `auto` found no searched mask.
     """
+    drafter, notices = method.drafter, set[str | None]()
+    if isinstance(drafter, SelfDrafter):
+        kept, notice = resolve_mask(drafter.slim, pair)
+        notices.add(notice)
+        drafter = dataclasses.replace(drafter, slim=dataclasses.replace(drafter.slim, mask=kept))
+    method, notice = _resolve_verifier(dataclasses.replace(method, drafter=drafter), pair)
+    return method, "; ".join(sorted(filter(None, notices | {notice}))) or None
+
+
+def _resolve_verifier(method: Method, pair: Pair) -> tuple[Method, str | None]:
     verifier = method.verifier
     if isinstance(verifier, Hierarchical):
         settled = [_resolve_tier(tier, pair) for tier in verifier.tiers]

@@ -14,6 +14,7 @@ from viasd.blocks import DraftedBlock, TripTest, draft_by_steps
 from viasd.decode import Decode, Draft, Drafter, Generation, Memory, RowReader, Speculative, State, Verdict
 from viasd.method import Method
 from viasd.sampling import Draws, Sampling, Stream
+from viasd.taps import Taps
 
 Outcome = tuple[int, ...]
 PROMPT = [0, 2]
@@ -52,6 +53,8 @@ class TableReader:
     `slots` is shared with `stronger`, as a view shares its target's cache: the stronger one's slots must be its own
     writing, and each slot that counts as read must hold the id that stands there now.
     """
+
+    tapped: Taps | None = None
 
     def __init__(self, role: str, tables: Tables, slots: dict[int, _Slot], stronger: TableReader | None = None) -> None:
         self.role, self.tables, self.slots, self.stronger = role, tables, slots, stronger
@@ -95,6 +98,7 @@ class TableReaders:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self.device = torch.device("cpu")
+        self.vocabulary = tables.vocabulary
         self._readers: dict[str, TableReader] = {}
 
     def readers(self) -> TableReaders:
@@ -111,7 +115,8 @@ class TableReaders:
         leans_on: TableReader | None = None
         if cache == "shared":
             shares = isinstance(stronger, TableReader) and stronger.slots is target.slots
-            leans_on = stronger if shares else target  # type: ignore[assignment]
+            others = [one for name, one in self._readers.items() if name != role and one.slots is target.slots]
+            leans_on = stronger if shares else others[-1]  # type: ignore[assignment]
         slots = leans_on.slots if leans_on else {}
         return self._readers.setdefault(role, TableReader(role, self.tables, slots, leans_on))
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, VOCABULARY, ModelFactory
+from conftest import FAMILIES, VOCABULARY, ModelFactory, build_model
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from viasd.branches import is_whole
+from viasd.compiled import LayerCompiler
 from viasd.decode import Decode
 from viasd.drafting import DraftModel, FixedLength
-from viasd.engine import Engine
-from viasd.forward import ModuleForward, obstacle
+from viasd.engine import Engine, Mode
+from viasd.forward import FusedForward, ModuleForward, obstacle
 from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.models import Branches, PairError, check_kept, make_view, name_kept
@@ -26,6 +26,8 @@ from viasd.verification import SlimView
 IDS = torch.randint(3, VOCABULARY, (24,), generator=torch.Generator().manual_seed(6))
 KEPT = Branches(attention=(0, 1, 3), mlp=(0, 3))  # layer 1 has no mlp, layer 2 nothing
 OTHER = Branches(attention=(0, 3), mlp=(0, 1, 2, 3))
+NOTHING = Branches(attention=(), mlp=(1, 2))
+PLAIN = [family for family in FAMILIES if family != "gemma2"]
 
 
 def zeroed(model: Any, kept: Branches) -> Any:
@@ -55,7 +57,7 @@ def test_a_left_out_branch_adds_nothing(tiny: ModelFactory, family: str, kept: B
     assert torch.equal(logits(model), before)  # bit for bit
     assert {name: one.data_ptr() for name, one in model.named_parameters()} == weights
     assert {one.data_ptr() for one in view.parameters()} <= set(weights.values())  # nothing was copied
-    assert all(map(is_whole, model.get_decoder().layers))
+    assert all(hasattr(layer.self_attn, "q_proj") and hasattr(layer.mlp, "up_proj") for layer in model.model.layers)
 
 
 def test_whole_layers_as_branches(tiny: ModelFactory) -> None:
@@ -83,16 +85,61 @@ def test_cached_rows_are_the_uncached_ones(tiny: ModelFactory, family: str, cach
         assert slim.read == (24 if cache == "shared" else 9)
 
 
+def rows(model: Any, mode: Mode, cache: str) -> list[Tensor]:
+    """Rows of views with branches left out, of the target beside them, with rewinds and blocks of several lengths."""
+    engine = Engine({"target": model}, VOCABULARY, 32, mode)
+    engine.compiler = LayerCompiler("eager")
+    readers = engine.readers()
+    target = readers.get("target")
+    views = [readers.slim(kept, cache, role, target) for role, kept in (("one", KEPT), ("other", OTHER), ("none", NOTHING))]
+    with torch.inference_mode():
+        found = [target.feed(IDS, 10, 1)]
+        for reader in views:
+            found += [reader.feed(IDS, 12, 1), reader.feed(IDS, 13, 1), reader.feed(IDS, 20, 7)]
+            for one in (target, *views):
+                one.rewind(10)
+        found.append(target.feed(IDS, 14, 4))
+        return [*found, *(reader.feed(IDS, 24, 2) for reader in views)]
+
+
+@pytest.mark.parametrize("family", PLAIN)
+@pytest.mark.parametrize("cache", ["shared", "separate"])
+@pytest.mark.parametrize("mode", ["fused", "compile"])
+def test_rows_are_the_modules(family: str, cache: str, mode: Mode) -> None:
+    model = build_model(family)
+    for ours, theirs in zip(rows(model, mode, cache), rows(model, "eager", cache), strict=True):
+        assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-12
+
+
+def test_biases_and_norms_of_a_left_out_branch_are_left_out() -> None:
+    model = build_model("llama", attention_bias=True, mlp_bias=True)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias") or "norm" in name:
+            weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(7), dtype=weight.dtype)
+    for ours, theirs in zip(rows(model, "fused", "shared"), rows(model, "eager", "shared"), strict=True):
+        assert (ours - theirs).abs().max() < 1e-12
+
+
 def test_engine(tiny: ModelFactory) -> None:
-    """It falls back to modules where it may, and makes a view once."""
+    """Views run fused on the target's weights, through modules where the target does, and are made once."""
     model = tiny("llama")
     engine = Engine({"target": model}, VOCABULARY, 32)
     view = engine.view(KEPT)
     assert engine.view(Branches(attention=(0, 1, 3), mlp=(0, 3))) is view and list(engine.views) == [KEPT]
-    assert obstacle(view) == "layers with a branch left out" and obstacle(model) is None
-    assert isinstance(engine.forward(view, "target"), ModuleForward)
-    with pytest.raises(PairError, match=r"engine\.mode=fused: a model of this pair has layers with a branch left out"):
-        Engine({"target": model}, VOCABULARY, 32, "fused").readers().slim(KEPT, "shared")
+    assert obstacle(view) is None and obstacle(model) is None
+    ours, whole = engine.forward(view, "target"), engine.forward(model, "target")
+    assert isinstance(ours, FusedForward) and isinstance(whole, FusedForward)
+    assert [(layer.index, layer.attention, layer.mlp) for layer in ours._layers] == [
+        (0, True, True),
+        (1, True, False),
+        (3, True, True),
+    ]
+    assert ours._layers[0] is whole._layers[0] and ours._layers[1].weights is whole._layers[1].weights
+    assert all(layer.attention and layer.mlp for layer in whole._layers)
+    gemma = Engine({"target": tiny("gemma2")}, VOCABULARY, 32)
+    assert isinstance(gemma.forward(gemma.view(KEPT), "target"), ModuleForward)
+    with pytest.raises(PairError, match=r"engine\.mode=fused: a model of this pair has layers of class Gemma2"):
+        Engine({"target": tiny("gemma2")}, VOCABULARY, 32, "fused").readers().slim(KEPT, "shared")
 
 
 @pytest.mark.parametrize("cache", ["shared", "separate"])

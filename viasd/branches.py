@@ -42,8 +42,3 @@ def leave_out(layer: Any, branch: Branch) -> Any:
     twin = copy.copy(layer)
     twin._modules = {**layer._modules, NAMES[branch]: NoAttention() if branch == "attention" else NoMlp()}
     return twin
-
-
-def is_whole(layer: Any) -> bool:
-    """Whether a layer has both of its branches."""
-    return not any(isinstance(part, NoAttention | NoMlp) for part in layer.children())

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from viasd.forward import FusedForward, FusedLayer, LayerShape, LayerWeights, attend, finish, project
+from viasd.forward import FusedForward
 from viasd.graphs import LONGEST
+from viasd.layers import FusedLayer, LayerWeights, add_product, attend, feed_forward, project
+from viasd.models import Kept
 
 if TYPE_CHECKING:
     from viasd.kv_cache import SlotCache
     from viasd.masks import MaskBank
 
 Pairing = tuple[Tensor, Tensor]
-# (weights, states, (cos, sin), (keys, values), places, mask) -> states; keys and values are written to
-LayerStep = Callable[[LayerWeights, Tensor, Pairing, Pairing, Tensor, Tensor], Tensor]
+# (weights, states, (cos, sin), (keys, values), places, mask) -> states; keys and values, None where the layer has no
+# attention, are written to
+LayerStep = Callable[[LayerWeights, Tensor, Pairing, Pairing | None, Tensor, Tensor], Tensor]
 
 
 class CompiledForward(FusedForward):
@@ -29,9 +32,14 @@ class CompiledForward(FusedForward):
         self, model: Any, cache: SlotCache, masks: MaskBank, layers: list[FusedLayer], compiler: LayerCompiler
     ) -> None:
         super().__init__(model, cache, masks, layers)
-        self._steps = [compiler.step(layer) for layer in layers]
+        self._compiler, self._steps = compiler, [compiler.step(layer) for layer in layers]
         self._places = torch.arange(cache.slots, device=self.head.device)
         self._ready = False
+
+    def keeping(self, kept: Kept) -> Self:
+        twin = super().keeping(kept)
+        twin._steps, twin._ready = [self._compiler.step(layer) for layer in twin._layers], False
+        return twin
 
     def __call__(self, tokens: Tensor, start: int, stop: int, last: int) -> Tensor:
         fed = stop - start
@@ -47,7 +55,7 @@ class CompiledForward(FusedForward):
         states = functional.embedding(tokens, self._embed)
         all_keys, all_values = self._cache.keys, self._cache.values
         for layer, step in zip(self._layers, self._steps, strict=True):
-            slots = all_keys[layer.index], all_values[layer.index]
+            slots = (all_keys[layer.index], all_values[layer.index]) if layer.attention else None
             states = step(layer.weights, states, (cos, sin), slots, places, masks[layer.kind])
         return states
 
@@ -62,29 +70,32 @@ class LayerCompiler:
     def step(self, layer: FusedLayer) -> LayerStep:
         """The compiled layer as a function of tensors alone, shared by all layers with such shapes."""
         sizes = tuple(None if weight is None else (weight.shape, weight.dtype) for weight in layer.weights)
-        key = (layer.shape[:-1], repr(layer.shape.act), sizes)
+        key = (layer.shape[:-1], repr(layer.shape.act), sizes, layer.attention, layer.mlp)
         if key not in self._steps:
-            step = layer_step(layer.shape, f"layer_{len(self._steps)}")
+            step = layer_step(layer, f"layer_{len(self._steps)}")
             self._steps[key] = torch.compile(step, backend=self.backend, fullgraph=True)
         return self._steps[key]
 
 
-def layer_step(shape: LayerShape, name: str) -> LayerStep:
+def layer_step(layer: FusedLayer, name: str) -> LayerStep:
     """A layer as a function with a code object of its own.
 
     torch keeps what it compiled, and how often it may recompile, by code object: the models of a pair would fill one
     place together, and what is learned of the one's shapes would be held against the other's.
     """
+    shape, mlp = layer.shape, layer.mlp
 
     def step(
-        weights: LayerWeights, states: Tensor, angles: Pairing, slots: Pairing, places: Tensor, mask: Tensor
+        weights: LayerWeights, states: Tensor, angles: Pairing, slots: Pairing | None, places: Tensor, mask: Tensor
     ) -> Tensor:
-        queries, keys, values = project(shape, weights, states, *angles)
-        stop = mask.shape[1]
-        slots[0].index_copy_(2, places, keys)
-        slots[1].index_copy_(2, places, values)
-        mixed = attend(shape, queries, slots[0][:, :, :stop], slots[1][:, :, :stop], mask)
-        return finish(shape, weights, states, mixed)
+        if slots is not None:
+            queries, keys, values = project(shape, weights, states, *angles)
+            stop = mask.shape[1]
+            slots[0].index_copy_(2, places, keys)
+            slots[1].index_copy_(2, places, values)
+            mixed = attend(shape, queries, slots[0][:, :, :stop], slots[1][:, :, :stop], mask)
+            states = add_product(states, mixed, weights.out, weights.out_bias)
+        return feed_forward(shape, weights, states) if mlp else states
 
     code = step.__code__.replace(co_name=name)
     return FunctionType(code, step.__globals__, name, step.__defaults__, step.__closure__)

@@ -12,6 +12,7 @@ from torch import Tensor
 from viasd.blocks import DraftedBlock, TripTest
 from viasd.models import Kept
 from viasd.sampling import Draws, Sampling
+from viasd.taps import Taps
 
 Tier = Literal["draft", "slim", "target"]
 Source = Literal["draft", "slim", "target"]
@@ -24,6 +25,7 @@ class RowReader(Protocol):
     role: str
     calls: int
     fed: int
+    tapped: Taps | None
 
     @property
     def read(self) -> int: ...
@@ -43,6 +45,8 @@ class Readers(Protocol):
     def opened(self) -> Sequence[RowReader]: ...
     @property
     def device(self) -> torch.device: ...
+    @property
+    def vocabulary(self) -> int: ...
 
 
 class StopMatcher(Protocol):
@@ -112,7 +116,8 @@ class Verdict:
     `kept`: leading tokens equal to the drafted ones. `unjudged`: tokens committed without a verdict.
     `target_ruled`: how many leading tokens the target has read or written when the round ends; None: it did not run.
     `guesses`: provisional tokens, in place of `tokens`. `confirmed`: provisional tokens of earlier rounds that are
-    output before `tokens`, the first ones; `withdrawn`: the others, taken back.
+    output before `tokens`, the first ones; `withdrawn`: the others, taken back. `taps`: where the judge's reader is
+    tapped, what it computed of the tokens that it read and that stand, drafted ones among them.
     """
 
     tokens: list[int]
@@ -128,6 +133,7 @@ class Verdict:
     confirmed: int = 0
     withdrawn: int = 0
     audits: list[float] | None = None  # min(1, target / law) of pending tokens when the target ran over them
+    taps: Taps | None = None
 
 
 @dataclass

@@ -9,11 +9,13 @@ import torch
 
 from viasd.compiled import CompiledForward, LayerCompiler, compile_obstacle
 from viasd.decode import RowReader
-from viasd.forward import Forward, FusedForward, FusedLayer, ModuleForward, obstacle
+from viasd.forward import Forward, FusedForward, ModuleForward, PlainForward, obstacle
 from viasd.graphs import CudaRecorder, GraphForward, Record
+from viasd.layers import FusedLayer
 from viasd.masks import MaskBank
 from viasd.models import Branches, Kept, Pair, PairError, attention_layers, common_vocabulary, load_model, make_view
 from viasd.reader import Probe, Reader
+from viasd.views import ViewReader
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
@@ -62,6 +64,7 @@ class Engine:
         self._caches: dict[str, Any] = {}
         self._masks: dict[Any, MaskBank] = {}
         self._forwards: dict[tuple[int, str], Forward] = {}
+        self._plain: dict[tuple[int, str], PlainForward] = {}
         self._layers: dict[int, FusedLayer] = {}  # by identity of the module; views share those of the target
         if mode == "graphs" and self.device.type != "cuda":
             raise PairError(
@@ -115,6 +118,22 @@ class Engine:
         return self._forwards[key]
 
     def _open_forward(self, model: Any, cache: str) -> Forward:
+        kept = next((kept for kept, view in self._views.items() if view is model), None)
+        plain = self.plain_forward(model if kept is None else self.models["target"], cache)
+        if kept is not None:
+            plain = plain.keeping(kept)
+        if self.record is None or not isinstance(plain, FusedForward):
+            return plain
+        return GraphForward(plain, self.cache(cache), self.record)
+
+    def plain_forward(self, model: Any, cache: str) -> PlainForward:
+        """How a whole model runs on the cache of that name when nothing is recorded. Raises PairError as `forward`."""
+        key = (id(model), cache)
+        if key not in self._plain:
+            self._plain[key] = self._open_plain(model, cache)
+        return self._plain[key]
+
+    def _open_plain(self, model: Any, cache: str) -> PlainForward:
         store, masks, mode = self.cache(cache), self.masks(model), self.mode
         reason = obstacle(model)
         if mode in ("fused", "graphs", "compile") and reason is not None:
@@ -124,10 +143,9 @@ class Engine:
         if mode == "compile" and (lack := compile_obstacle(self.device, self.compiler.backend)) is not None:
             raise PairError(f"engine.mode=compile: {lack}; accepted here: auto, eager, fused")
         layers = [self._fused(layer) for layer in model.get_decoder().layers]
-        fused = FusedForward(model, store, masks, layers)
         if mode == "compile":
-            fused = CompiledForward(model, store, masks, layers, self.compiler)
-        return fused if self.record is None else GraphForward(fused, store, self.record)
+            return CompiledForward(model, store, masks, layers, self.compiler)
+        return FusedForward(model, store, masks, layers)
 
     def prepare(self) -> None:
         """Do now what a forward would else do when it is first asked for: all recordings that readers may need.
@@ -173,6 +191,10 @@ class EngineReaders:
     def device(self) -> torch.device:
         return self._engine.device
 
+    @property
+    def vocabulary(self) -> int:
+        return self._engine.vocabulary
+
     def get(self, role: str, name: str | None = None) -> Reader:
         """The reader of a model of the pair, under the name of its role or another one."""
         return self._open(name or role, role, self._engine.model(role))
@@ -181,13 +203,16 @@ class EngineReaders:
         """The slim view; with `cache="shared"` it leans on the target's reader, which is opened too.
 
         `stronger`: the reader of another view; if it is on the target's cache as well, this one leans on it, and its
-        layers must be among those of that one: PairError.
+        layers must be among those of that one: PairError. Else it leans on the last one opened there.
         """
         view = self._engine.view(kept)
         if cache != "shared":
             return self._open(role, role, view)
         target = self.get("target")
         if not isinstance(stronger, Reader) or stronger.cache is not target.cache:
+            others = [one for name, one in self._readers.items() if name != role and one.cache is target.cache]
+            stronger = others[-1]
+        if stronger is target:
             return self._open(role, "target", view, target)
         above = next(other for other, model in self._engine.views.items() if model is stronger.model)
         if missing := sorted({*attention_layers(kept)} - {*attention_layers(above)}):
@@ -196,6 +221,19 @@ class EngineReaders:
                 "accepted on a shared cache: nested masks, else cache=separate"
             )
         return self._open(role, "target", view, stronger)
+
+    def changing(self, kept: Kept | None, role: str) -> ViewReader:
+        """A reader on the target's cache whose view can change (`viasd.views`); the target's is opened too."""
+        engine, target = self._engine, self.get("target")
+        if role in self._readers:
+            raise ValueError(f"one decoder cannot have two different readers for the role {role!r}")
+        others = [one for one in self._readers.values() if one.cache is target.cache and one is not target]
+        if fixed := [one.role for one in others if not isinstance(one, ViewReader)]:
+            raise PairError(f"{fixed[0]}: a drafter changes its layers on the target's cache; accepted: cache=separate")
+        whole = engine.models["target"]
+        model, forward = whole if kept is None else engine.view(kept), engine.plain_forward(whole, "target")
+        reader = self._readers[role] = ViewReader(role, model, kept, forward, engine.probe, target)
+        return reader
 
     def opened(self) -> Sequence[RowReader]:
         return list(self._readers.values())

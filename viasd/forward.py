@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from viasd.branches import is_whole
+from viasd.layers import FusedLayer, normalize
+from viasd.models import Kept, attention_layers, make_view, mlp_layers
+from viasd.taps import Taps
 
 if TYPE_CHECKING:
     from viasd.kv_cache import SlotCache, Store
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 # rotary positions and a gated mlp; Qwen-2 adds biases, Qwen-3 norms of queries and keys.
 PLAIN_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # angles depend on the position alone
+LayerStep = Callable[[int, Tensor], Tensor]
 
 
 class Forward(Protocol):
@@ -26,26 +30,119 @@ class Forward(Protocol):
 
     def __call__(self, tokens: Tensor, start: int, stop: int, last: int) -> Tensor: ...
 
+    def tapped(self, tokens: Tensor, start: int, stop: int, last: int, layers: Collection[int]) -> tuple[Tensor, Taps]:
+        """The same, with what entered these layers."""
+
+
+class PlainForward(Forward, Protocol):
+    """One that is not recorded, and so can be changed while it is in use."""
+
+    def keeping(self, kept: Kept) -> PlainForward:
+        """The forward of the view with these layers, or branches of layers, on the same cache and weights."""
+
+    def peek(self, tokens: Tensor, start: int, stop: int, last: int) -> Tensor:
+        """Logits as of a call, but the cache stays as it is: it gives what lies before `start`."""
+
+    def alone(self, position: int, most: int) -> LayerStep:
+        """Of a whole model: a function of (layer, states [n, width]) that gives what the layer makes of each of them.
+
+        At most `most` states at once. Each stands at `position`, and sees itself and what the cache holds before it;
+        none sees another.
+        """
+
 
 class ModuleForward:
     """The model as the library wrote it. Works for every decoder-only family."""
 
-    def __init__(self, model: Any, cache: SlotCache, masks: MaskBank) -> None:
+    def __init__(self, model: Any, cache: SlotCache, masks: MaskBank, indices: Sequence[int] | None = None) -> None:
+        """`indices`: of the model's layers in the whole model; None: it is whole."""
         self._model, self._cache, self._masks = model, cache, masks
+        self._indices = range(len(model.get_decoder().layers)) if indices is None else indices
         self._positions = torch.arange(cache.slots, device=model.device)[None]
 
     def __call__(self, tokens: Tensor, start: int, stop: int, last: int) -> Tensor:
         self._cache.at(start, stop)
+        return self._run(tokens, start, stop, last, self._cache)
+
+    def tapped(self, tokens: Tensor, start: int, stop: int, last: int, layers: Collection[int]) -> tuple[Tensor, Taps]:
+        taps, parts = Taps(start, layers), self._model.get_decoder().layers
+        named = zip(self._indices, parts, strict=True)
+        hooks = [
+            part.register_forward_pre_hook(_note_entering(taps, index), with_kwargs=True)
+            for index, part in named
+            if index in layers
+        ]
+        hooks.append(parts[-1].register_forward_hook(_note_final(taps)))
+        try:
+            logits = self(tokens, start, stop, last)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return logits, taps
+
+    def keeping(self, kept: Kept) -> ModuleForward:
+        indices = sorted({*attention_layers(kept), *mlp_layers(kept)})
+        return ModuleForward(make_view(self._model, kept), self._cache, self._masks, indices)
+
+    def peek(self, tokens: Tensor, start: int, stop: int, last: int) -> Tensor:
+        return self._run(tokens, start, stop, last, self._cache.passing(start, stop))
+
+    def alone(self, position: int, most: int) -> LayerStep:
+        base, masks = self._model.get_decoder(), self._masks.alone(position, most)
+        where = self._positions[:, position : position + 1]
+
+        def step(index: int, states: Tensor) -> Tensor:
+            layer, count = base.layers[index], states.shape[0]
+            places = where.expand(1, count)
+            found = layer(
+                states[None],
+                attention_mask=masks[layer_kind(base.config, index)][None, None, :count, : position + count],
+                position_ids=places,
+                past_key_values=self._cache.passing(position, position + count),
+                use_cache=True,
+                position_embeddings=base.rotary_emb(states[None], places),
+            )
+            return states_of(found)
+
+        return step
+
+    def _run(self, tokens: Tensor, start: int, stop: int, last: int, cache: SlotCache) -> Tensor:
         output = self._model(
             input_ids=tokens[None],
             position_ids=self._positions[:, start:stop],
             attention_mask=self._masks.masks(start, stop),
-            past_key_values=self._cache,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=last,
         )
         logits: Tensor = output.logits[0]
         return logits
+
+
+def layer_kind(config: Any, index: int) -> str:
+    """The type of a layer's attention; "all" where a family names none."""
+    types = getattr(config, "layer_types", None)
+    return types[index] if types else "all"
+
+
+def states_of(output: Any) -> Tensor:
+    """The states [n, width] in what a decoder layer returns, which some releases wrap in a tuple."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states[0]
+
+
+def _note_entering(taps: Taps, index: int) -> Callable[..., None]:
+    def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        taps.enter(index, (args[0] if args else kwargs["hidden_states"])[0])
+
+    return note
+
+
+def _note_final(taps: Taps) -> Callable[..., None]:
+    def note(_: Any, args: tuple[Any, ...], output: Any) -> None:
+        taps.final = states_of(output)
+
+    return note
 
 
 class FusedForward:
@@ -70,17 +167,52 @@ class FusedForward:
 
     @property
     def has_cache(self) -> bool:
-        """Whether every layer has its place in the cache."""
-        return all(layer.index in self._cache.keys for layer in self._layers)
+        """Whether every layer that attends has its place in the cache."""
+        return all(layer.index in self._cache.keys for layer in self._layers if layer.attention)
+
+    def keeping(self, kept: Kept) -> Self:
+        attention, mlp = {*attention_layers(kept)}, {*mlp_layers(kept)}
+        twin = copy.copy(self)
+        twin._layers = [
+            layer.keeping(layer.index in attention, layer.index in mlp)
+            for layer in self._layers
+            if layer.index in attention | mlp
+        ]
+        return twin
 
     def __call__(self, tokens: Tensor, start: int, stop: int, last: int) -> Tensor:
         self._cache.at(start, stop)
+        return self._logits(self._run(tokens, start, stop, self._cache.update)[-last:])
+
+    def tapped(self, tokens: Tensor, start: int, stop: int, last: int, layers: Collection[int]) -> tuple[Tensor, Taps]:
+        self._cache.at(start, stop)
+        taps = Taps(start, layers)
+        taps.final = self._run(tokens, start, stop, self._cache.update, taps)
+        return self._logits(taps.final[-last:]), taps
+
+    def peek(self, tokens: Tensor, start: int, stop: int, last: int) -> Tensor:
+        return self._logits(self._run(tokens, start, stop, self._cache.beside(start))[-last:])
+
+    def alone(self, position: int, most: int) -> LayerStep:
+        masks, store = self._masks.alone(position, most), self._cache.beside(position)
+        cos, sin = self._cos[position : position + 1], self._sin[position : position + 1]
+
+        def step(index: int, states: Tensor) -> Tensor:
+            layer, count = self._layers[index], states.shape[0]
+            return layer(states, cos, sin, store, masks[layer.kind][:count, : position + count])
+
+        return step
+
+    def _run(self, tokens: Tensor, start: int, stop: int, store: Store, taps: Taps | None = None) -> Tensor:
+        """States [n, width] behind the last layer."""
         masks = self._masks.by_layer_type(start, stop)
         states = functional.embedding(tokens, self._embed)
-        cos, sin, store = self._cos[start:stop], self._sin[start:stop], self._cache.update
+        cos, sin = self._cos[start:stop], self._sin[start:stop]
         for layer in self._layers:
+            if taps is not None:
+                taps.enter(layer.index, states)
             states = layer(states, cos, sin, store, masks[layer.kind])
-        return self._logits(states[-last:])
+        return states
 
     def fixed(self, tokens: Tensor, positions: Tensor, places: Tensor, stop: int) -> Tensor:
         """Logits [n, V] of tokens at `positions` [n], written to the slots `places` [n], over slots 0..stop-1.
@@ -110,141 +242,12 @@ def rotations(base: Any, slots: int) -> tuple[Tensor, Tensor]:
     return cos[0][:, None], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)[:, None]
 
 
-def activation(module: Any) -> Callable[[Tensor], Tensor]:
-    """The function of an activation module, without the module's own calls where that is one operation."""
-    return functional.silu if type(module).__name__ in ("SiLU", "SiLUActivation") else module
-
-
-def normalize(states: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """A root-mean-square norm as the library computes it: in float32, whatever the model's type."""
-    if weight.dtype == torch.float32:
-        return functional.rms_norm(states, weight.shape, weight, eps)
-    scaled = functional.rms_norm(states.float(), weight.shape, None, eps)
-    return weight * scaled.to(states.dtype)
-
-
-class LayerShape(NamedTuple):
-    """What the layers of a model have in common."""
-
-    queries: int  # heads
-    keys: int
-    width: int  # of a head
-    scale: float
-    eps: float
-    act: Callable[[Tensor], Tensor]
-
-
-class LayerWeights(NamedTuple):
-    """The weights of one layer, joined; `out` and `down` transposed. What a family has not is None."""
-
-    before: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    query_norm: Tensor | None
-    key_norm: Tensor | None
-    out: Tensor
-    out_bias: Tensor | None
-    between: Tensor
-    gated: Tensor
-    gated_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
-
-
-class FusedLayer:
-    """One decoder layer on states [n, width]. Its joined weights replace the module's, which become slices of them."""
-
-    def __init__(self, layer: Any) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.index: int = attention.layer_idx
-        types = getattr(attention.config, "layer_types", None)  # the model's own, which a view's may not be
-        self.kind: str = types[self.index] if types else "all"
-        width = attention.head_dim
-        heads = attention.q_proj.out_features // width, attention.k_proj.out_features // width
-        norm = layer.input_layernorm
-        self.shape = LayerShape(*heads, width, attention.scaling, float(norm.variance_epsilon), activation(mlp.act_fn))
-        query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-        qkv, qkv_bias = join([attention.q_proj, attention.k_proj, attention.v_proj])
-        gated, gated_bias = join([mlp.gate_proj, mlp.up_proj])
-        self.weights = LayerWeights(
-            before=norm.weight,
-            qkv=qkv,
-            qkv_bias=qkv_bias,
-            query_norm=None if query_norm is None else query_norm.weight,
-            key_norm=None if key_norm is None else key_norm.weight,
-            out=attention.o_proj.weight.t(),
-            out_bias=attention.o_proj.bias,
-            between=layer.post_attention_layernorm.weight,
-            gated=gated,
-            gated_bias=gated_bias,
-            down=mlp.down_proj.weight.t(),
-            down_bias=mlp.down_proj.bias,
-        )
-
-    def __call__(self, states: Tensor, cos: Tensor, sin: Tensor, store: Store, mask: Tensor | None) -> Tensor:
-        queries, keys, values = project(self.shape, self.weights, states, cos, sin)
-        mixed = attend(self.shape, queries, *store(keys, values, self.index), mask)
-        return finish(self.shape, self.weights, states, mixed)
-
-
-def project(
-    shape: LayerShape, weights: LayerWeights, states: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [1, heads, n, head_dim] of states [n, width]; the first two rotated."""
-    queries, turning = shape.queries, shape.queries + shape.keys
-    joined = functional.linear(normalize(states, weights.before, shape.eps), weights.qkv, weights.qkv_bias)
-    joined = joined.view(states.shape[0], -1, shape.width)
-    turned = joined[:, :turning]
-    if weights.query_norm is not None and weights.key_norm is not None:
-        normed = normalize(turned[:, :queries], weights.query_norm, shape.eps)
-        turned = torch.cat((normed, normalize(turned[:, queries:], weights.key_norm, shape.eps)), dim=1)
-    turned = torch.addcmul(turned * cos, turned.roll(shape.width // 2, -1), sin)
-    heads = turned.transpose(0, 1)[None]
-    return heads[:, :queries], heads[:, queries:], joined[:, turning:].transpose(0, 1)[None]
-
-
-def attend(shape: LayerShape, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """What n queries find among all keys: [n, heads * head_dim]."""
-    mixed = functional.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, scale=shape.scale, enable_gqa=shape.queries != shape.keys
-    )
-    return mixed[0].transpose(0, 1).reshape(queries.shape[2], -1)
-
-
-def finish(shape: LayerShape, weights: LayerWeights, states: Tensor, mixed: Tensor) -> Tensor:
-    """States behind the layer: both branches end in a product with what they began from added."""
-    states = add_product(states, mixed, weights.out, weights.out_bias)
-    gated = functional.linear(normalize(states, weights.between, shape.eps), weights.gated, weights.gated_bias)
-    gate, up = gated.chunk(2, dim=-1)
-    return add_product(states, shape.act(gate) * up, weights.down, weights.down_bias)
-
-
-def add_product(residual: Tensor, inner: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """residual + inner @ weight + bias, as one product where there is no bias."""
-    return torch.addmm(residual if bias is None else residual + bias, inner, weight)
-
-
-def join(modules: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """The weights of products of the same input, and their biases, in one piece each: the modules keep slices of it."""
-    weight = torch.cat([module.weight for module in modules])
-    bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
-    sizes = [module.out_features for module in modules]
-    for module, rows in zip(modules, weight.split(sizes), strict=True):
-        module.weight = nn.Parameter(rows, requires_grad=False)
-    if bias is not None:
-        for module, rows in zip(modules, bias.split(sizes), strict=True):
-            module.bias = nn.Parameter(rows, requires_grad=False)
-    return weight, bias
-
-
 def obstacle(model: Any) -> str | None:
     """Why a model cannot run fused, in a few words; None where it can."""
     base = model.get_decoder()
     names = {type(layer).__name__ for layer in base.layers}
     if names - PLAIN_LAYERS:
         return f"layers of class {min(names - PLAIN_LAYERS)}"
-    if not all(map(is_whole, base.layers)):
-        return "layers with a branch left out"
     rotation = getattr(getattr(base, "rotary_emb", None), "rope_type", None)
     if rotation not in STATIC_ROTATIONS:
         return f"rotary positions of type {rotation}"
@@ -258,9 +261,7 @@ def obstacle(model: Any) -> str | None:
 
 
 def linear_parts(layer: Any) -> list[Any]:
-    """The products of a plain layer."""
-    attention, mlp = layer.self_attn, layer.mlp
-    return [
-        attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
-        mlp.gate_proj, mlp.up_proj, mlp.down_proj,
-    ]  # fmt: skip
+    """The products of a plain layer; of one with a branch left out, those that are there."""
+    products = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+    parts = [(getattr(layer, branch), names) for branch, names in products.items()]
+    return [getattr(part, name) for part, names in parts for name in names if hasattr(part, name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from viasd.blocks import BlockKind, BlockMemory, DraftedBlock
 if TYPE_CHECKING:
     from viasd.forward import FusedForward
     from viasd.kv_cache import SlotCache
+    from viasd.taps import Taps
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # tokens of a recorded forward; other numbers are filled up to the next
 LONGEST = SIZES[-1]  # longer forwards (prefill) keep the device busy without
@@ -59,6 +60,10 @@ class GraphForward:
         self._load(tokens, start, fed)
         self._forward_replay(SIZES[bisect_left(SIZES, fed)], self._bucket(stop))()
         return self._logits[fed - last : fed].clone()
+
+    def tapped(self, tokens: Tensor, start: int, stop: int, last: int, layers: Collection[int]) -> tuple[Tensor, Taps]:
+        """Not recorded: a recording has no place to leave streams in."""
+        return self._fused.tapped(tokens, start, stop, last, layers)
 
     def has_block(self, kind: BlockKind, start: int, stop: int) -> bool:
         """Whether a block of that kind, whose first step feeds slots start..stop-1, can be drafted in one replay.

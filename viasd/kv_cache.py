@@ -61,6 +61,19 @@ class SlotCache(Cache):
 
         return store
 
+    def beside(self, start: int) -> Store:
+        """`update` that keeps nothing: what is new stands behind the first `start` slots, for its own layer alone."""
+
+        def store(key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+            keys, values = self.keys[layer_idx][:, :, :start], self.values[layer_idx][:, :, :start]
+            return torch.cat((keys, key_states), dim=2), torch.cat((values, value_states), dim=2)
+
+        return store
+
+    def passing(self, start: int, stop: int) -> SlotCache:
+        """A cache for one forward over start..stop-1 that sees this one's first `start` slots and writes nothing."""
+        return _PassingCache(self, start, stop)
+
     def _allocate(self, states: Tensor) -> Tensor:
         batch, heads, _, width = states.shape
         return torch.zeros(batch, heads, self.slots + self.spare, width, dtype=states.dtype, device=states.device)
@@ -82,3 +95,13 @@ class SlotCache(Cache):
     def memory_bytes(self) -> int:
         """Bytes allocated for keys and values."""
         return sum(t.numel() * t.element_size() for store in (self.keys, self.values) for t in store.values())
+
+
+class _PassingCache(SlotCache):
+    def __init__(self, cache: SlotCache, start: int, stop: int) -> None:
+        super().__init__(cache.slots)
+        self._store = cache.beside(start)
+        self.at(start, stop)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple:
+        return self._store(key_states, value_states, layer_idx)

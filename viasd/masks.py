@@ -78,6 +78,21 @@ class MaskBank:
             masks[kind] = empty.masked_fill_(hidden, torch.finfo(self._dtype).min)
         return masks
 
+    def alone(self, position: int, queries: int) -> dict[str, Tensor]:
+        """Masks [queries, position + queries] by layer type for queries that all stand at `position`.
+
+        The first columns are slots 0..position-1, the others the queries' own: each sees itself, and none another.
+        The first n rows and position + n columns are the masks of n queries.
+        """
+        own = torch.eye(queries, dtype=torch.bool, device=self._device)
+        age = position - self._numbers[:position].expand(queries, position)
+        masks = {}
+        for kind, window in self._windows.items():
+            hidden = torch.cat((torch.zeros_like(age, dtype=torch.bool) if window is None else age >= window, ~own), 1)
+            empty = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
+            masks[kind] = empty.masked_fill_(hidden, torch.finfo(self._dtype).min)
+        return masks
+
     def windowed(self, start: int, stop: int, window: int) -> Tensor | dict[str, Tensor]:
         """Masks [1, 1, n, s + n] of queries start..stop-1 in windows, over all before the last one and their own.
 

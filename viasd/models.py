@@ -143,6 +143,11 @@ def attention_layers(kept: Kept) -> Sequence[int]:
     return kept.attention if isinstance(kept, Branches) else kept
 
 
+def mlp_layers(kept: Kept) -> Sequence[int]:
+    """The layers whose mlp a view runs."""
+    return kept.mlp if isinstance(kept, Branches) else kept
+
+
 def name_kept(kept: Kept) -> str:
     """What is kept, in one line."""
     return str(kept) if isinstance(kept, Branches) else " ".join(map(str, kept))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,7 @@ from viasd.sampling import Draws, Sampling, widen
 if TYPE_CHECKING:
     from viasd.forward import Forward
     from viasd.kv_cache import SlotCache
+    from viasd.taps import Taps
 
 
 class Watch(Protocol):
@@ -55,10 +56,22 @@ class Reader:
     ) -> None:
         self.role, self.model, self.cache, self.stronger = role, model, cache, stronger
         self.calls = self.fed = 0
-        self._vocabulary, self._probe = vocabulary, probe
+        self.vocabulary, self._probe = vocabulary, probe
         self._read = 0
         self._known = model.get_input_embeddings().weight.shape[0]
         self._forward = forward
+        self.tapped: Taps | None = None
+        self._layers: Collection[int] | None = None
+        self._tap_prompt = False
+
+    def tap(self, layers: Collection[int] | None, prompt: bool = False) -> None:
+        """From now on `tapped` holds, of the last call that asked for rows, the streams entering these layers.
+
+        And the one behind the last layer. With `prompt` also of calls that asked for none: all tokens of a long prompt
+        may be much to hold. None: no more of it.
+        """
+        self._layers, self._tap_prompt = layers, prompt
+        self.tapped = None
 
     @property
     def read(self) -> int:
@@ -67,6 +80,7 @@ class Reader:
     def start(self) -> None:
         """Forget the sequence and the counts."""
         self._read = self.calls = self.fed = 0
+        self.tapped = None
 
     def rewind(self, length: int) -> None:
         """Only the first `length` ids are still those that were fed."""
@@ -100,9 +114,9 @@ class Reader:
         Both draw from the same stream in the same order, and count `steps` calls.
         """
         start, forward = self.read, self._forward
-        if not isinstance(forward, GraphForward):
+        if not isinstance(forward, GraphForward) or self._layers is not None:
             return draft_by_steps(self, ids, stop, steps, sampling, draws, trip)
-        kind = BlockKind(steps, sampling, self._vocabulary)
+        kind = BlockKind(steps, sampling, self.vocabulary)
         if stop <= start or not forward.has_block(kind, start, stop):
             return draft_by_steps(self, ids, stop, steps, sampling, draws, trip)
         noise = None if kind.greedy else draws.noise(forward.rows_like(kind), "draft")
@@ -119,10 +133,14 @@ class Reader:
         return cut_block(block, sampling, trip)
 
     def _read_on(self, ids: Tensor, start: int, stop: int, last: int) -> Tensor:
-        logits = self._forward(self._tokens(ids, start, stop), start, stop, max(last, 1))  # 0 would mean all
-        return widen(logits, self._vocabulary)
+        tokens, rows = self._tokens(ids, start, stop), max(last, 1)  # 0 would mean all
+        if self._layers is None or not (last or self._tap_prompt):
+            logits = self._forward(tokens, start, stop, rows)
+        else:
+            logits, self.tapped = self._forward.tapped(tokens, start, stop, rows, self._layers)
+        return widen(logits, self.vocabulary)
 
     def _tokens(self, ids: Tensor, start: int, stop: int) -> Tensor:
         """ids[start:stop], an id that this model lacks as its last one."""
         tokens = ids[start:stop]
-        return tokens.clamp(max=self._known - 1) if self._known < self._vocabulary else tokens
+        return tokens.clamp(max=self._known - 1) if self._known < self.vocabulary else tokens

@@ -114,6 +114,7 @@ class RuleJudge(Part):
         unaudited = unaudited_tokens(state, self.reader) if self.tier == "target" and state.detail else 0
         logits = self.reader.feed(state.ids, state.length + n, last=n + 1 + unaudited)
         accepted, tokens, laws = self._ruling(state, draft, logits[unaudited:])
+        taps = self.reader.tapped
         return Verdict(
             tokens=tokens,
             sources=[self.tier] * len(tokens),
@@ -122,6 +123,7 @@ class RuleJudge(Part):
             target_ruled=len(tokens) if self.tier == "target" else None,
             laws=laws,
             audits=audit(state, logits[:unaudited]) if unaudited else None,
+            taps=None if taps is None else taps.before(state.length + accepted),
         )
 
     def _ruling(self, state: State, draft: Draft, logits: Tensor) -> tuple[int, list[int], list[float] | None]:

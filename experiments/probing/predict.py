@@ -22,6 +22,7 @@ from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.models import Kept
 from viasd.sampling import Draws, Sampling, SeededDraws
+from viasd.taps import Taps
 
 ORACLE = "oracle"
 
@@ -32,6 +33,8 @@ class StoredReader:
     `rows` [n, V]: the first one follows the prompt's last token. Positions behind the last row repeat it; nothing that
     counts is decided there. `log` gets (role, tokens fed) of every call.
     """
+
+    tapped: Taps | None = None
 
     def __init__(
         self, role: str, rows: Tensor, prompt: int, log: list[tuple[str, int]], stronger: RowReader | None = None
@@ -77,6 +80,10 @@ class StoredReaders:
     @property
     def device(self) -> torch.device:
         return self._rows["target"].device
+
+    @property
+    def vocabulary(self) -> int:
+        return self._rows["target"].shape[-1]
 
     def get(self, role: str, name: str | None = None) -> StoredReader:
         return self._open(role, None)
