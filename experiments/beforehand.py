@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from baselines.pearl import CostRatio
 from experiments import identity
 from experiments.arms import Shares
 from experiments.config import Job
 from experiments.costs import calibrate
+from experiments.errors import UserError
 from experiments.loading import decode_settings, describe, load_engine
 from experiments.resolve import SHARE_PROMPTS, gate_shares
 from experiments.store import create_folder, read_json, settle_json
@@ -61,6 +63,29 @@ class Beforehand:
         return keep, rewrite, escalate, judge
 
     def priced(self, method: Method) -> Method:
+        """The method with what its parts want to know of costs. Raises NotMeasured."""
+        return self._with_call_costs(self._with_cost_ratio(method))
+
+    def _with_cost_ratio(self, method: Method) -> Method:
+        """The method with as many drafted tokens as take one step of the target, if that is what its stop rule says."""
+        stop = method.stop
+        if not isinstance(stop, CostRatio) or stop.length is not None:
+            return method
+        drafts = sorted(method.drafter.roles)
+        if len(drafts) != 1:
+            raise UserError(f"stop.length=null: {method.name} drafts with {len(drafts)} models; accepted: a number")
+        who = {key: self.who[key] for key in CALIBRATED}
+
+        def measure() -> dict[str, Any]:
+            engine = self._load(method.roles, self.longest)
+            opened = dataclasses.replace(method, stop=FixedLength()).open(engine)
+            costs = calibrate(engine, {method.name: opened}, who, self.job.settings.results)
+            return {name: costs.seconds(method.name, role, 1) for name, role in (("draft", drafts[0]), ("target",) * 2)}
+
+        found = self._stored("ratio", {**who, "drafter": describe(method.drafter)}, measure)
+        return dataclasses.replace(method, stop=stop.with_costs(found["draft"], found["target"]))
+
+    def _with_call_costs(self, method: Method) -> Method:
         """The method with the costs that its call rule reads, relative to the target's. Raises NotMeasured."""
         verifier = method.verifier
         calls = verifier.calls if isinstance(verifier, Hierarchical) else None

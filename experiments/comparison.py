@@ -230,9 +230,24 @@ def predicted_tokens_per_second(arm: Arm) -> Statistic | None:
     """
     if (base := arm.vanilla) is None or not any(row.ideal_seconds for row in arm.timed.rows):
         return None
+    return _tokens_per_second_beside(base, arm, _ideal_per_token(arm))
+
+
+def modelled_parallel_tokens_per_second(arm: Arm) -> Statistic | None:
+    """`predicted_tokens_per_second` if draft model and target of a round ran at the same time, on a device each.
+
+    Only for arms whose drafter does not wait for the verifier.
+    """
+    if (base := arm.vanilla) is None or not any(row.parallel_seconds for row in arm.timed.rows):
+        return None
+    return _tokens_per_second_beside(base, arm, arm.timed.ratio(lambda row: row.parallel_seconds or 0.0, tokens))
+
+
+def _tokens_per_second_beside(base: Arm, arm: Arm, inside: Statistic) -> Statistic:
+    """With `inside` seconds in calls per token, and per round what one of vanilla takes beside its call."""
     loss = base.timed.ratio(lambda row: decode_seconds(row) - (row.ideal_seconds or 0.0), _rounds)
     rounds = arm.timed.ratio(_rounds, tokens)
-    return lift(lambda ideal, rounds, loss: 1 / (ideal + rounds * loss), _ideal_per_token(arm), rounds, loss)
+    return lift(lambda inside, rounds, loss: 1 / (inside + rounds * loss), inside, rounds, loss)
 
 
 def _rounds(row: Row) -> float:

@@ -238,6 +238,8 @@ class Bench:
         row.profiled_seconds = watch.end - watch.prefilled
         row.trace = [trace_round(*pair) for pair in zip(generation.rounds, profile.rounds, strict=False)]
         row.ideal_seconds = self._ideal_seconds(row.arm, profile)
+        if any(record.held is not None for record in generation.rounds):
+            row.parallel_seconds = self._parallel_seconds(row.arm, profile)
 
     def _detail(self, row: Row, prompt: Prompt, timed: bool) -> None:
         """The same generation again with laws and audits recorded; then text and scores."""
@@ -275,6 +277,22 @@ class Bench:
         if self.costs is None:
             return None
         return sum(self.costs.seconds(arm, role, fed) for calls in profile.rounds for role, fed in calls)
+
+    def _parallel_seconds(self, arm: str, profile: Profile) -> float | None:
+        """The calls of a generation at their isolated costs, each reader on a device of its own: modelled.
+
+        A round takes as long as its busiest reader. What the devices tell each other takes no time, and sharing one
+        costs nothing.
+        """
+        if self.costs is None:
+            return None
+        total = 0.0
+        for calls in profile.rounds:
+            busy: dict[str, float] = {}
+            for role, fed in calls:
+                busy[role] = busy.get(role, 0.0) + self.costs.seconds(arm, role, fed)
+            total += max(busy.values(), default=0.0)
+        return total
 
     def _text(self, ids: Sequence[int]) -> str:
         return cut_at(self.tokenizer.decode(ids, skip_special_tokens=True), self.task.stop_strings)

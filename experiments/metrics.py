@@ -22,6 +22,7 @@ from experiments.comparison import (
     has_quality,
     ideal_speedup,
     length_ratio,
+    modelled_parallel_tokens_per_second,
     one,
     p99,
     per_token,
@@ -111,6 +112,11 @@ METRICS: tuple[Metric, ...] = (
         "predicted_tokens_per_second", "tokens/s", "higher", 0,
         "From calls at isolated costs and, per round, what one of vanilla takes beside its call; not this arm's clock.",
         predicted_tokens_per_second,
+    ),
+    Metric(
+        "modelled_parallel_tokens_per_second", "tokens/s", "higher", 0,
+        "Modelled, not measured: the same with draft model and target of a round at work at once, on two devices.",
+        modelled_parallel_tokens_per_second,
     ),
     Metric(
         "request_speedup", "ratio", "higher", 2, "Vanilla's decode seconds per answer over this arm's.",

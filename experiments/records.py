@@ -67,6 +67,7 @@ class Row:
     device_seconds: dict[str, float] = field(default_factory=dict)  # the same between CUDA events; empty on a CPU
     profiled_seconds: float | None = None  # decode seconds of the profiled pass
     ideal_seconds: float | None = None  # its calls at their isolated costs
+    parallel_seconds: float | None = None  # modelled: the same with the readers of a round at work at the same time
     trace: list[list[Any]] = field(default_factory=list)  # one entry per round, as `trace_round` makes it
     audits: int = 0  # tokens the target had not ruled on and later saw
     audit_agreement: float = 0.0  # sum of min(1, target / law) over them
@@ -110,11 +111,14 @@ def count_rounds(row: Row, generation: Generation) -> None:
     row.audits, row.audit_agreement = len(audits), sum(audits)
 
 
-TRACE = ("drafted", "judged", "rejected", "committed", "pending", "tiers", "sources", "escalation", "calls")
+TRACE = ("drafted", "judged", "rejected", "committed", "pending", "tiers", "sources", "escalation", "calls", "held")
 
 
 def trace_round(record: Round, calls: Sequence[Call]) -> list[Any]:
-    """A round in the order of TRACE: tiers and sources as initials, calls as [reader, tokens fed, tokens fed, ...]."""
+    """A round in the order of TRACE: tiers and sources as initials, calls as [reader, tokens fed, tokens fed, ...].
+
+    `held` is there only where the drafter does not wait for the verifier: 0 is pre-verify, more is post-verify.
+    """
     grouped: list[list[Any]] = []
     for role, fed in calls:
         if not grouped or grouped[-1][0] != role:
@@ -122,7 +126,7 @@ def trace_round(record: Round, calls: Sequence[Call]) -> list[Any]:
         grouped[-1].append(fed)
     counts = [record.drafted, record.judged, record.rejected, record.committed, record.pending]
     initials = ["".join(name[0] for name in names) for names in (record.tiers, record.sources)]
-    return [*counts, *initials, record.escalation, grouped]
+    return [*counts, *initials, record.escalation, grouped, *([] if record.held is None else [record.held])]
 
 
 def by_position(rounds: Sequence[Round]) -> tuple[list[int], list[int], list[int]]:

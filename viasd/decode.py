@@ -69,17 +69,28 @@ class Decode:
 class Draft:
     """Tokens [n] drawn from exactly `rows` [n, V] (processed). `parents` [n]: index of the parent, -1 the root.
 
-    `logits` [n, V]: the drafter's raw rows, where it has any.
+    `logits` [n, V]: the drafter's raw rows, where it has any. `held`: the drafter did not wait for the verifier; so
+    many leading tokens are left of the round before, and of those behind them only the first one is due in this round.
     """
 
     tokens: Tensor
     rows: Tensor
     parents: Tensor
     logits: Tensor | None = None
+    held: int | None = None
 
     @property
     def length(self) -> int:
         return self.tokens.shape[0]
+
+    @property
+    def due(self) -> int:
+        """Leading tokens that are to be ruled on in this round."""
+        return self.length if self.held is None else min(self.length, self.held + 1)
+
+    def held_after(self, verdict: Verdict) -> int:
+        """Last tokens that go on to the next round: those that were not due, if all that were due were kept."""
+        return self.length - self.due if len(verdict.tokens) == verdict.kept == self.due else 0
 
     @classmethod
     def chain(cls, tokens: Tensor, rows: Tensor, logits: Tensor | None = None) -> Draft:
@@ -140,7 +151,9 @@ class Verdict:
 class Round:
     """The record of one round, after stops and limits cut it. Counts as DESIGN section 2 defines them.
 
-    Provisional tokens are counted in the round that confirms them or takes them back.
+    Provisional tokens are counted in the round that confirms them or takes them back, and drafted tokens that are held
+    for the next round in the one that rules on them or drops them. `held`: as in Draft (0 or more where the drafter did
+    not wait for the verifier).
     """
 
     prefix: int  # committed ids before the round, prompt included
@@ -160,6 +173,7 @@ class Round:
     audits: list[float] | None
     withdrawn: int = 0  # provisional tokens taken back
     settled: list[tuple[int, bool]] = field(default_factory=list)  # earlier provisional tokens: place in block, kept
+    held: int | None = None
 
     @property
     def judgments(self) -> list[tuple[int, bool]]:
@@ -233,12 +247,13 @@ class State:
         count = self._accept_until_stop(tokens)
         fresh = max(0, count - confirmed)  # of this round's own tokens
         tiers, kept, unjudged = verdict.tiers[:fresh], min(verdict.kept, fresh), min(verdict.unjudged, fresh)
-        dropped = draft.length - len(tiers) - unjudged
+        held = 0 if self.finish_reason is not None else draft.held_after(verdict)
+        dropped = draft.length - held - len(tiers) - unjudged
         audits = verdict.audits
         if audits is not None:  # the last of them are of this round's tokens; those that a stop dropped do not count
             dropped_audits = sum(source != "target" for source in verdict.sources[fresh : verdict.kept + 1])
             audits = audits[: len(audits) - dropped_audits]
-        self._write(before, tokens[:count], min(confirmed, count) + kept)
+        self._write(before, tokens[:count], min(confirmed, count) + kept, held)
         if verdict.target_ruled is not None:
             self.confirmed = before + min(confirmed + verdict.target_ruled, count)
         if verdict.laws is not None:
@@ -247,7 +262,7 @@ class State:
         is_cut = count < len(tokens) or (self.finish_reason is not None and kept == fresh)
         record = Round(
             prefix=before,
-            drafted=draft.length,
+            drafted=draft.length - held,
             judged=len(tiers),
             rejected=max(0, len(tiers) - kept),
             unjudged=unjudged,
@@ -262,6 +277,7 @@ class State:
             regions=verdict.regions,
             audits=audits,
             withdrawn=verdict.withdrawn,
+            held=draft.held,
         )
         if settled:
             count_settled(record, settled, confirmed, tokens[:count])
@@ -300,12 +316,15 @@ class State:
             audits=None,
         )
 
-    def _write(self, at: int, tokens: Sequence[int], kept: int) -> None:
-        """Let `tokens` stand from id `at` on, of which the first `kept` were there; the last one is never left read."""
+    def _write(self, at: int, tokens: Sequence[int], kept: int, held: int = 0) -> None:
+        """Let `tokens` stand from id `at` on, of which the first `kept` were there; the last one is never left read.
+
+        The `held` drafted tokens behind them stay where they are, and what was read of them stays read.
+        """
         put(tokens, self.ids[at : at + len(tokens)])
         self.length = at + len(tokens)
         for reader in self._readers.opened():
-            reader.rewind(min(at + kept, self.length - 1))
+            reader.rewind(min(at + kept, self.length - 1) + held)
 
     def _accept_until_stop(self, tokens: Sequence[int]) -> int:
         for count, token in enumerate(tokens, 1):
