@@ -14,6 +14,7 @@ from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.models import Pair
 from viasd.routing import Gate, RandomGate, RatioGate
+from viasd.sampling import Sampling
 from viasd.verification import RuleVerifier, SlimView
 
 DEFAULT_DRAFT_LENGTH = 5
@@ -166,6 +167,15 @@ def check_roles(method: Method, pair: Pair) -> None:
             f"method {method.name} needs the role {missing[0]!r}; pair {pair.name} has: "
             + ", ".join(sorted(pair.models))
         )
+
+
+def check_sampling(arms: Mapping[str, Method], sampling: Sampling) -> None:
+    """Raises UserError where an arm does not decode so."""
+    for name, arm in arms.items():
+        try:
+            arm.check(sampling)
+        except ValueError as error:
+            raise UserError(f"arm {name}: {error}") from error
 
 
 def _share(name: str) -> float:

@@ -18,7 +18,7 @@ from experiments.fidelity import measure_fidelity
 from experiments.records import Call, Row, count_rounds, trace_round
 from experiments.stopping import cut_at
 from experiments.tasks.base import Example, Task
-from viasd.decode import Decode, Decoder, Memory, Speculative
+from viasd.decode import Adaptive, Decode, Decoder, Memory, Speculative
 from viasd.engine import Engine
 from viasd.reader import Reader
 from viasd.sampling import SeededDraws
@@ -80,6 +80,7 @@ class Profile:
     seconds: dict[str, float] = field(default_factory=dict)
     device_seconds: dict[str, float] = field(default_factory=dict)
     rounds: list[list[Call]] = field(default_factory=lambda: [[]])  # the last one is open
+    adaptive: list[Adaptive | None] = field(default_factory=list)  # of the parts after each round
 
     def watch(self, role: str, *fed: int) -> CallClock:
         """The clock of one call, or of the calls of a block that is drafted in one replay, by tokens fed.
@@ -88,9 +89,10 @@ class Profile:
         """
         return CallClock(self, role, fed)
 
-    def end_round(self) -> None:
+    def end_round(self, adaptive: Adaptive | None = None) -> None:
         """What is called from now on belongs to the next round."""
         self.rounds.append([])
+        self.adaptive.append(adaptive)
 
     def add(self, role: str, fed: Sequence[int], seconds: float) -> None:
         """Calls have ended that took so long together."""
@@ -220,23 +222,24 @@ class Bench:
     def _profile(self, row: Row, prompt: Prompt) -> None:
         """The same generation again with a clock around every forward."""
         draws = SeededDraws(self.seed, prompt.example.example_id, self.engine.device)
-        profile = Profile(self.engine.device)
+        profile, decoder = Profile(self.engine.device), self.arms[row.arm]
         with Stopwatch(self.engine.device) as watch:
 
             def event(name: str) -> None:
                 watch(name)
                 if name == "prefilled":
                     self.engine.probe.watch = profile.watch
-                elif name == "round":
-                    profile.end_round()
+                else:  # a round that output nothing yet is one of the generation's, too
+                    profile.end_round(decoder.adaptive())
 
             try:
-                generation = self.arms[row.arm].generate(prompt.ids, self.decode, draws, watch=event)
+                generation = decoder.generate(prompt.ids, self.decode, draws, watch=event)
             finally:
                 self.engine.probe.watch = None
         row.reader_seconds, row.device_seconds = profile.seconds, profile.device_seconds
         row.profiled_seconds = watch.end - watch.prefilled
-        row.trace = [trace_round(*pair) for pair in zip(generation.rounds, profile.rounds, strict=False)]
+        traced = zip(generation.rounds, profile.rounds, profile.adaptive, strict=False)
+        row.trace = [trace_round(*one) for one in traced]
         row.ideal_seconds = self._ideal_seconds(row.arm, profile)
         if any(record.held is not None for record in generation.rounds):
             row.parallel_seconds = self._parallel_seconds(row.arm, profile)

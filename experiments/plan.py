@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from experiments import identity
-from experiments.arms import Context, Shares, check_roles, derive
+from experiments.arms import Context, Shares, check_roles, check_sampling, derive
 from experiments.beforehand import Beforehand
 from experiments.config import Job
 from experiments.errors import UserError
@@ -80,6 +80,7 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
         return before.gate_shares(method)
 
     arms, notices = derive(job.settings.arms, Context(method, job.composed["method"], job.pair, shares, resolve))
+    check_sampling(arms, job.sampling)
     notices += [*sorted(text for text in told if text), *size_notices(job, len(source), len(everything), skipped)]
     content = {
         "arms": {name: describe(arm) for name, arm in arms.items()},

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from viasd.decode import Generation, Round
+from viasd.decode import Adaptive, Generation, Round
 from viasd.routing import REGIONS
 
 SCHEMA_VERSION = 1
@@ -111,13 +111,16 @@ def count_rounds(row: Row, generation: Generation) -> None:
     row.audits, row.audit_agreement = len(audits), sum(audits)
 
 
-TRACE = ("drafted", "judged", "rejected", "committed", "pending", "tiers", "sources", "escalation", "calls", "held")
+TRACE = (
+    "drafted", "judged", "rejected", "committed", "pending", "tiers", "sources", "escalation", "calls", "adaptive", "held",
+)  # fmt: skip
 
 
-def trace_round(record: Round, calls: Sequence[Call]) -> list[Any]:
+def trace_round(record: Round, calls: Sequence[Call], adaptive: Adaptive | None = None) -> list[Any]:
     """A round in the order of TRACE: tiers and sources as initials, calls as [reader, tokens fed, tokens fed, ...].
 
-    `held` is there only where the drafter does not wait for the verifier: 0 is pre-verify, more is post-verify.
+    `adaptive`: the numbers that follow the text, by part and name, as they are after the round. `held`: where the
+    drafter does not wait for the verifier, 0 is pre-verify and more is post-verify. Both only where there are any.
     """
     grouped: list[list[Any]] = []
     for role, fed in calls:
@@ -126,7 +129,10 @@ def trace_round(record: Round, calls: Sequence[Call]) -> list[Any]:
         grouped[-1].append(fed)
     counts = [record.drafted, record.judged, record.rejected, record.committed, record.pending]
     initials = ["".join(name[0] for name in names) for names in (record.tiers, record.sources)]
-    return [*counts, *initials, record.escalation, grouped, *([] if record.held is None else [record.held])]
+    more = [adaptive, record.held]
+    while more and more[-1] is None:
+        more.pop()
+    return [*counts, *initials, record.escalation, grouped, *more]
 
 
 def by_position(rounds: Sequence[Round]) -> tuple[list[int], list[int], list[int]]:

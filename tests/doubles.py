@@ -258,6 +258,9 @@ class DraftSpy:
     def observe(self, state: State, draft: Draft, verdict: Verdict) -> None:
         self.drafter.observe(state, draft, verdict)
 
+    def adaptive(self) -> dict[str, float]:
+        return self.drafter.adaptive()
+
     def memory(self) -> Memory:
         return self.drafter.memory()
 

@@ -10,6 +10,7 @@ import torch
 from conftest import VOCABULARY, ModelFactory
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from baselines.adasd import JsVerifier
 from baselines.controls import CoinMix, Unverified
 from viasd.decode import Decode
 from viasd.drafting import DraftModel, FixedLength, NoDrafter
@@ -90,6 +91,7 @@ METHODS = {
     "via_sd, forced": (via_sd(GATE, max_pending=2), 2),
     "draft_only": (drafting(Unverified()), 1),
     "coin_mix": (drafting(CoinMix(p=0.5)), 1),
+    "adasd_verify_only": (drafting(JsVerifier()), 1),
 }
 
 

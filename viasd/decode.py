@@ -126,6 +126,7 @@ class Verdict:
     `sources` and, when recorded, `laws` (probability of the token under the law that wrote it): one per token.
     `kept`: leading tokens equal to the drafted ones. `unjudged`: tokens committed without a verdict.
     `target_ruled`: how many leading tokens the target has read or written when the round ends; None: it did not run.
+    `labels`: of the first drafted tokens, which count as accepted for parts that learn; None: those that were kept.
     `guesses`: provisional tokens, in place of `tokens`. `confirmed`: provisional tokens of earlier rounds that are
     output before `tokens`, the first ones; `withdrawn`: the others, taken back. `taps`: where the judge's reader is
     tapped, what it computed of the tokens that it read and that stand, drafted ones among them.
@@ -145,6 +146,7 @@ class Verdict:
     withdrawn: int = 0
     audits: list[float] | None = None  # min(1, target / law) of pending tokens when the target ran over them
     taps: Taps | None = None
+    labels: list[bool] | None = None
 
 
 @dataclass
@@ -375,11 +377,13 @@ class Remembering(Protocol):
 
     `begin` announces a request: a part forgets what it learned, unless it is configured to remember for the whole run
     (`memory: run`). In `observe` adaptive parts learn. `memory` is what is remembered between requests, {} where
-    nothing is; `restore` puts it back.
+    nothing is; `restore` puts it back. `adaptive` tells the numbers that follow the text, by name, as they are after
+    the last round; nothing but a profile asks for them.
     """
 
     def begin(self, state: State) -> None: ...
     def observe(self, state: State, draft: Draft, verdict: Verdict) -> None: ...
+    def adaptive(self) -> dict[str, float]: ...
     def memory(self) -> Memory: ...
     def restore(self, memory: Memory) -> None: ...
 
@@ -413,10 +417,12 @@ class Decoder(Protocol):
     def generate(
         self, prompt_ids: Sequence[int], decode: Decode, draws: Draws, detail: bool = False, watch: Watch | None = None
     ) -> Generation: ...
+    def adaptive(self) -> Adaptive | None: ...
     def memory(self) -> Memory: ...
     def restore(self, memory: Memory) -> None: ...
 
 
+Adaptive = dict[str, dict[str, float]]  # numbers that follow the text, by part and name
 Watch = Callable[[str], None]  # called with "prefilled" once; after each round "round", or "provisional": no output yet
 
 
@@ -433,6 +439,10 @@ class Part:
 
     def finish(self, state: State) -> None:
         """The text has ended."""
+
+    def adaptive(self) -> dict[str, float]:
+        """Nothing follows the text."""
+        return {}
 
     def memory(self) -> Memory:
         """Nothing outlives a request."""
@@ -453,6 +463,10 @@ class Speculative:
     @property
     def _parts(self) -> dict[str, Remembering]:
         return {"drafter": self.drafter, "stop": self.stop, "verifier": self.verifier}
+
+    def adaptive(self) -> Adaptive | None:
+        """The numbers of parts that follow the text, as they are after the last round; None where no part does."""
+        return {name: numbers for name, part in self._parts.items() if (numbers := part.adaptive())} or None
 
     def memory(self) -> Memory:
         """What the parts remember between requests, by part; {} where none does."""

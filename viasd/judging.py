@@ -296,6 +296,9 @@ class HierarchicalJudge(Part):
         assert isinstance(gate, StrictnessGate)
         self.slims[0].gate = dataclasses.replace(gate, strictness=budget.strictness)
 
+    def adaptive(self) -> dict[str, float]:
+        return {} if self._budget is None else {"strictness": self._budget.strictness}
+
     def memory(self) -> Memory:
         return {} if self._budget is None else self._budget.memory()
 

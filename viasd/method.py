@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
 
 from pydantic import Field
 
 from viasd.decode import Speculative
 from viasd.drafting import DrafterSpec, NoDrafter, StopSpec
+from viasd.sampling import Sampling
 from viasd.spec import spec
 from viasd.verification import VerifierSpec
 
 if TYPE_CHECKING:
     from viasd.engine import Engine
+
+
+@runtime_checkable
+class Picky(Protocol):
+    """Configuration of a part that does not decode in every way: `check` raises ValueError and says what it accepts."""
+
+    def check(self, sampling: Sampling) -> None: ...
 
 
 @spec
@@ -28,6 +36,12 @@ class Method:
     def roles(self) -> frozenset[str]:
         """Models of the pair that this method runs."""
         return self.drafter.roles | self.verifier.roles
+
+    def check(self, sampling: Sampling) -> None:
+        """Raises ValueError where a part does not decode so."""
+        for part in (self.drafter, self.stop, self.verifier):
+            if isinstance(part, Picky):
+                part.check(sampling)
 
     def open(self, engine: Engine) -> Speculative:
         """The decoder. The verifier opens first: a view on the target's cache is prefilled through the target."""

@@ -69,6 +69,9 @@ class LibraryLoop:
             watch("round")
         return Generation(output, "length", rounds=[], calls={}, fed={}, laws=None)
 
+    def adaptive(self) -> None:
+        """Nothing is looked at."""
+
     def memory(self) -> Memory:
         """Nothing outlives a request: the schedule is constant."""
         return {}
