@@ -73,6 +73,8 @@ class EntropyStop:
 
 
 class _EntropyStop(Part):
+    row_alone = True
+
     def __init__(self, config: EntropyStop) -> None:
         self.config, self.keep = config, config.keep_tripping
         self._known(OnlineMean(config.decay))

@@ -37,6 +37,7 @@ class FallBack:
 
 class _FallBack(Part):
     keep = False
+    row_alone = False  # it ends a draft at a token that ends the text, too
 
     def __init__(self, config: FallBack) -> None:
         self.config = config

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from baselines.pearl import CostRatio
+from baselines.stops import CostAwareLength
 from experiments import identity
 from experiments.arms import Shares
 from experiments.config import Job
-from experiments.costs import calibrate
+from experiments.costs import FED, CallCosts, calibrate
 from experiments.errors import UserError
 from experiments.loading import decode_settings, describe, load_engine
 from experiments.resolve import SHARE_PROMPTS, gate_shares
@@ -19,8 +20,10 @@ from viasd.drafting import FixedLength
 from viasd.engine import Engine
 from viasd.hierarchical import Hierarchical
 from viasd.method import Method
+from viasd.verification import RuleVerifier
 
 CALIBRATED = ("pair", "device", "dtype", "threads", "mode", "versions", "code_hash")  # what call costs belong to
+NO_COST = 1e-6  # of a drafter that runs no model, relative to a target step
 DEFAULT_BLOCK = 5  # drafted tokens of a block whose costs are told where no length is fixed
 
 
@@ -64,7 +67,7 @@ class Beforehand:
 
     def priced(self, method: Method) -> Method:
         """The method with what its parts want to know of costs. Raises NotMeasured."""
-        return self._with_call_costs(self._with_cost_ratio(method))
+        return self._price_stop(self._price_calls(self._with_cost_ratio(method)))
 
     def _with_cost_ratio(self, method: Method) -> Method:
         """The method with as many drafted tokens as take one step of the target, if that is what its stop rule says."""
@@ -74,19 +77,17 @@ class Beforehand:
         drafts = sorted(method.drafter.roles)
         if len(drafts) != 1:
             raise UserError(f"stop.length=null: {method.name} drafts with {len(drafts)} models; accepted: a number")
-        who = {key: self.who[key] for key in CALIBRATED}
+        asked = {**{key: self.who[key] for key in CALIBRATED}, "drafter": describe(method.drafter)}
 
         def measure() -> dict[str, Any]:
-            engine = self._load(method.roles, self.longest)
-            opened = dataclasses.replace(method, stop=FixedLength()).open(engine)
-            costs = calibrate(engine, {method.name: opened}, who, self.job.settings.results)
+            costs, _ = self._calibrate(method)
             return {name: costs.seconds(method.name, role, 1) for name, role in (("draft", drafts[0]), ("target",) * 2)}
 
-        found = self._stored("ratio", {**who, "drafter": describe(method.drafter)}, measure)
+        found = self._stored("ratio", asked, measure)
         return dataclasses.replace(method, stop=stop.with_costs(found["draft"], found["target"]))
 
-    def _with_call_costs(self, method: Method) -> Method:
-        """The method with the costs that its call rule reads, relative to the target's. Raises NotMeasured."""
+    def _price_calls(self, method: Method) -> Method:
+        """With the costs of the call rule, relative to the target's. Raises NotMeasured."""
         verifier = method.verifier
         calls = verifier.calls if isinstance(verifier, Hierarchical) else None
         if calls is None or None not in (calls.draft_cost, calls.slim_cost, calls.target_cost):
@@ -94,9 +95,7 @@ class Beforehand:
         asked = {**{key: self.who[key] for key in CALIBRATED}, "method": describe(method)}
 
         def measure() -> dict[str, Any]:
-            engine = self._load(method.roles, self.longest)
-            who = {key: self.who[key] for key in CALIBRATED}
-            costs = calibrate(engine, {method.name: method.open(engine)}, who, self.job.settings.results)
+            costs, _ = self._calibrate(method)
             fed = 1 + (method.stop.length if isinstance(method.stop, FixedLength) else DEFAULT_BLOCK)
             target = costs.seconds(method.name, "target", fed)
             drafts = sorted(method.drafter.roles)
@@ -108,6 +107,47 @@ class Beforehand:
         told: dict[str, Any] = {name: value for name, value in relative.items() if getattr(calls, name) is None}
         verifier = dataclasses.replace(verifier, calls=dataclasses.replace(calls, **told))  # type: ignore[type-var]
         return dataclasses.replace(method, verifier=verifier)
+
+    def _price_stop(self, method: Method) -> Method:
+        """With the costs of a cost-aware stop rule, by tokens fed. Raises UserError where nothing is judged."""
+        stop, verifier = method.stop, method.verifier
+        if not isinstance(stop, CostAwareLength) or None not in (stop.draft_cost, stop.target_cost):
+            return method
+        judge = verifier.reader if isinstance(verifier, RuleVerifier) else "target"
+        if "target" not in verifier.roles:
+            raise UserError(
+                f"arm {method.name}: its stop rule weighs drafting against the target's calls, and its verifier has "
+                "none; accepted: another stop rule, or stop.draft_cost and stop.target_cost"
+            )
+        asked = {**{key: self.who[key] for key in CALIBRATED}, "method": describe(method)}
+
+        def measure() -> dict[str, Any]:
+            costs, drafters = self._calibrate(method)
+            unit = costs.seconds(method.name, judge, 1)
+
+            def curve(*roles: str) -> list[list[float]]:
+                return [[fed, sum(costs.seconds(method.name, role, fed) for role in roles) / unit] for fed in FED]
+
+            return {"draft": curve(*drafters), "target": curve(judge)}
+
+        found = {
+            name: {int(fed): max(float(f"{value:.3g}"), NO_COST) for fed, value in curve}
+            for name, curve in self._stored("prices", asked, measure).items()
+        }
+        stop = dataclasses.replace(
+            stop, draft_cost=stop.draft_cost or found["draft"], target_cost=stop.target_cost or found["target"]
+        )
+        return dataclasses.replace(method, stop=stop)
+
+    def _calibrate(self, method: Method) -> tuple[CallCosts, list[str]]:
+        """Costs of a method's readers, and the roles of those that its drafter opens of its own."""
+        engine = self._load(method.roles, self.longest)
+        who = {key: self.who[key] for key in CALIBRATED}
+        opened = dataclasses.replace(method, stop=FixedLength()).open(engine)  # its own stop rule may wait for them
+        readers = engine.readers()
+        method.drafter.open_drafter(readers)
+        drafters = [reader.role for reader in readers.opened() if reader.role != "target"]
+        return calibrate(engine, {method.name: opened}, who, self.job.settings.results), drafters
 
     def _stored(self, kind: str, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         results = self.job.settings.results

@@ -112,7 +112,8 @@ def count_rounds(row: Row, generation: Generation) -> None:
 
 
 TRACE = (
-    "drafted", "judged", "rejected", "committed", "pending", "tiers", "sources", "escalation", "calls", "adaptive", "held",
+    "drafted", "judged", "rejected", "committed", "pending", "tiers", "sources", "escalation", "calls",
+    "adaptive", "held",
 )  # fmt: skip
 
 

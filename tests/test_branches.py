@@ -91,7 +91,9 @@ def rows(model: Any, mode: Mode, cache: str) -> list[Tensor]:
     engine.compiler = LayerCompiler("eager")
     readers = engine.readers()
     target = readers.get("target")
-    views = [readers.slim(kept, cache, role, target) for role, kept in (("one", KEPT), ("other", OTHER), ("none", NOTHING))]
+    views = [
+        readers.slim(kept, cache, role, target) for role, kept in (("one", KEPT), ("other", OTHER), ("none", NOTHING))
+    ]
     with torch.inference_mode():
         found = [target.feed(IDS, 10, 1)]
         for reader in views:

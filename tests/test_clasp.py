@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from baselines.clasp import ClaspDrafter, choose_layers, last_states
-from baselines.draft_exit import DraftExit
+from baselines.stops import DraftExit
 from viasd.decode import Decode
 from viasd.drafting import FixedLength, NoDrafter
 from viasd.engine import Engine

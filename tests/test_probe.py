@@ -50,8 +50,8 @@ def test_steps_are_priced_by_role() -> None:
     costs = {role: CostCurve({1: Cost(one, one, one), 3: Cost(three, three, three)}) for role, one, three in
              (("target", 10.0, 12.0), ("draft", 1.0, 1.0))}  # fmt: skip
     steps: Any = {("target", 2): 2, ("draft", 1): 3}
-    assert Replay(5, 2, 0, 5, 1, 5, steps).seconds(costs) == pytest.approx(2 * 11 + 3)
-    assert Replay(5, 2, 0, 5, 1, 5, steps).seconds(costs, "draft") == pytest.approx(3)
+    assert Replay(5, 2, 0, 5, 1, 5, steps, 5).seconds(costs) == pytest.approx(2 * 11 + 3)
+    assert Replay(5, 2, 0, 5, 1, 5, steps, 5).seconds(costs, "draft") == pytest.approx(3)
 
 
 # --- replays ------------------------------------------------------------------------------------------------------
@@ -236,7 +236,8 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     agreement = content["agreement"]
     assert agreement["draft"] == agreement["mid"] and 0 < agreement[content["view"]]["agreement"][MEAN]["value"] <= 1
     arms = [(entry["arm"], entry["draft_length"]) for entry in content["predicted"]]
-    assert arms == [("vanilla", 0), *((arm, length) for length in (2, 3) for arm in ("sd", "via_sd", "oracle"))]
+    assert arms == [("vanilla", 0), *((arm, length) for length in (2, 3) for arm in ("sd", "via_sd", "oracle")),
+                    ("ideal", 0), ("specdec_oracle", 0)]  # fmt: skip
     assert "predicted, without this harness's own time per round" in out
     assert out.splitlines()[-3].startswith("Break-even at draft length")
 

@@ -10,8 +10,8 @@ from conftest import FAMILIES, VOCABULARY, ModelFactory
 from doubles import TableReaders, Tables, enumerate_paths, largest_difference, law_of, spy_on
 from test_cache import Watcher
 
-from baselines.draft_exit import DraftExit, UnsureTrip
 from baselines.self_draft import SelfDrafter, view_readers
+from baselines.stops.draft_exit import DraftExit, UnsureTrip
 from experiments.config import CHECKOUT
 from experiments.resolve import resolve_method
 from viasd.blocks import DraftedBlock, cut_block

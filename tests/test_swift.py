@@ -13,7 +13,7 @@ from doubles import DraftSpy
 from test_cache import Watcher
 
 from baselines import swift
-from baselines.draft_exit import DraftExit
+from baselines.stops import DraftExit
 from baselines.swift import Search, SwiftDrafter, branch_space, first_mask, propose_mask
 from viasd.compiled import LayerCompiler
 from viasd.decode import Decode, Speculative

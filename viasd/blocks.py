@@ -33,12 +33,29 @@ class TripTest(Protocol):
     0 a test forgets the block before. What it may look at: the drafted tokens [n], the drafter's raw logits [n, V] and
     how they are processed. It never sees the judge or what comes behind, so the output law does not depend on it; but
     a token dropped for its own sake does change the law, unless the test looks at its row alone (DESIGN section 3).
+    `row_alone`: of the token that trips it looks at the row, not at what was drawn from it; `check_trip` asks for it.
     """
 
     keep: bool
+    row_alone: bool
 
     def trips(self, place: int, tokens: Tensor, logits: Tensor, sampling: Sampling) -> Tensor:
         """Which of the tokens trip: [n], bool, on their device."""
+
+
+def check_trip(trip: TripTest | None, sampling: Sampling) -> None:
+    """Raises ValueError for a test under which no verifier can be lossless: by TV 0.13 in a trial (DESIGN section 3).
+
+    A token that is drawn and dropped because it was improbable is not drawn from its row any more. At temperature 0
+    there is nothing to draw.
+    """
+    if trip is None or trip.keep or trip.row_alone or sampling.temperature == 0:
+        return
+    raise ValueError(
+        f"stop.keep_tripping=false at decode.temperature={sampling.temperature:g}: a token that is dropped for its own "
+        "probability changes the output law, and the verifier is lossless; accepted: stop.keep_tripping=true, "
+        "decode.temperature=0, a stop rule that looks at the row alone, a verifier that is not lossless"
+    )
 
 
 def cut_block(block: DraftedBlock, sampling: Sampling, trip: TripTest | None) -> DraftedBlock:

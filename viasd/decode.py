@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from viasd.blocks import DraftedBlock, TripTest
+from viasd.blocks import DraftedBlock, TripTest, check_trip
 from viasd.models import Kept
 from viasd.sampling import Draws, Sampling
 from viasd.taps import Taps
@@ -478,7 +478,12 @@ class Speculative:
             part.restore(memory.get(name, {}))
 
     def begin(self, prompt_ids: Sequence[int], decode: Decode, draws: Draws, detail: bool = False) -> State:
-        """Reset all parts and let every reader read the prompt but its last token (DESIGN section 4, prefill)."""
+        """Reset all parts and let every reader read the prompt but its last token (DESIGN section 4, prefill).
+
+        Raises ValueError where a lossless verifier would not be, for what the stop rule drops (`check_trip`).
+        """
+        if self.lossless:
+            check_trip(self.stop.trip, decode.sampling)
         state = State(prompt_ids, decode, draws, self.readers, detail)
         for reader in self.readers.opened():
             reader.start()

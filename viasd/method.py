@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
 
 from pydantic import Field
 
+from viasd.blocks import check_trip
 from viasd.decode import Speculative
 from viasd.drafting import DrafterSpec, NoDrafter, StopSpec
 from viasd.sampling import Sampling
@@ -38,10 +39,12 @@ class Method:
         return self.drafter.roles | self.verifier.roles
 
     def check(self, sampling: Sampling) -> None:
-        """Raises ValueError where a part does not decode so."""
+        """Raises ValueError where a part does not decode so, or a lossless verifier would not be (`check_trip`)."""
         for part in (self.drafter, self.stop, self.verifier):
             if isinstance(part, Picky):
                 part.check(sampling)
+        if self.verifier.lossless:
+            check_trip(self.stop.open_stop().trip, sampling)
 
     def open(self, engine: Engine) -> Speculative:
         """The decoder. The verifier opens first: a view on the target's cache is prefilled through the target."""

@@ -113,21 +113,24 @@ class RuleJudge(Part):
         n = draft.length
         unaudited = unaudited_tokens(state, self.reader) if self.tier == "target" and state.detail else 0
         logits = self.reader.feed(state.ids, state.length + n, last=n + 1 + unaudited)
-        accepted, tokens, laws = self._ruling(state, draft, logits[unaudited:])
+        kept, tokens, laws = self._ruling(state, draft, logits[unaudited:])
         taps = self.reader.tapped
         return Verdict(
             tokens=tokens,
             sources=[self.tier] * len(tokens),
-            kept=accepted,
-            tiers=[self.tier] * min(accepted + 1, n),
+            kept=kept,
+            tiers=[self.tier] * min(len(tokens), n),
             target_ruled=len(tokens) if self.tier == "target" else None,
             laws=laws,
             audits=audit(state, logits[:unaudited]) if unaudited else None,
-            taps=None if taps is None else taps.before(state.length + accepted),
+            taps=None if taps is None else taps.before(state.length + kept),
         )
 
     def _ruling(self, state: State, draft: Draft, logits: Tensor) -> tuple[int, list[int], list[float] | None]:
-        """How many drafted tokens are kept, the tokens to commit, and their laws. The round's only host read."""
+        """How many drafted tokens are kept, the tokens to commit, and their laws. The round's only host read.
+
+        A rule whose replacement is not drawn from a residual may draw the drafted token again, which is kept then.
+        """
         n = draft.length
         if self.rule.lossless and state.greedy:
             host = torch.cat([logits.argmax(-1), draft.tokens]).tolist()
@@ -140,6 +143,7 @@ class RuleJudge(Part):
         verdict = judge_chain(draft.tokens, draft.rows, rule, state.draws)
         accepted, last, *drafted = torch.cat([verdict.accepted[None], verdict.token[None], draft.tokens]).tolist()
         tokens = [*drafted[:accepted], last]
+        accepted += drafted[accepted : accepted + 1] == [last]
         return accepted, tokens, probabilities(rule.laws, tokens) if state.detail else None
 
 

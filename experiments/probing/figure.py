@@ -9,11 +9,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.probing.bounds import BOUNDS
 from experiments.probing.predict import ORACLE
 from experiments.probing.summary import MEAN, number
 
 Content = Mapping[str, Any]
 COLORS = {"target": "#222222", "draft": "#0072b2", "mid": "#cc79a7"}
+LINES = ("--", "-.", ":")  # of vanilla and the bounds
 SLIM, OURS, OTHER = "#d55e00", "#009e73", "#bbbbbb"
 
 
@@ -83,8 +85,9 @@ def _speeds(axes: Axes, content: Content) -> None:
     for arm in arms:
         entries = [entry for entry in content["predicted"] if entry["arm"] == arm]
         values, errors = _with_errors([entry["tokens_per_second"][MEAN] for entry in entries])
-        if arm == "vanilla":
-            axes.axhline(values[0], color=COLORS["target"], linestyle="--", label=arm)
+        if not entries[0]["draft_length"]:
+            bound = BOUNDS.index(arm) + 1 if arm in BOUNDS else 0
+            axes.axhline(values[0], color=OTHER if bound else COLORS["target"], linestyle=LINES[bound], label=arm)
             continue
         lengths = [entry["draft_length"] for entry in entries]
         color = COLORS["draft"] if arm == "sd" else OTHER if arm == ORACLE else SLIM

@@ -15,7 +15,7 @@ from experiments.costs import CostCurve
 from experiments.probing.agreement import Forced
 from experiments.probing.setup import ProbeJob
 from viasd.blocks import DraftedBlock, TripTest, draft_by_steps
-from viasd.decode import Decode, RowReader, Speculative
+from viasd.decode import Decode, Generation, RowReader, Speculative
 from viasd.drafting import FixedLength
 from viasd.gates import DeferralGate
 from viasd.hierarchical import Hierarchical
@@ -111,6 +111,7 @@ class Replay:
     rejected: int
     equal: int  # committed tokens that are the target's first choice
     steps: Counter[tuple[str, int]]
+    drafted: int
 
     def calls(self, role: str) -> int:
         return sum(count for (name, _), count in self.steps.items() if name == role)
@@ -140,6 +141,11 @@ def replay(method: Method, forced: Forced, seed: int = 0) -> Replay:
         SeededDraws(seed, "probe", readers.device),
         watch=lambda event: readers.log.clear() if event == "prefilled" else None,
     )
+    return summed_up(generation, Counter(readers.log), forced)
+
+
+def summed_up(generation: Generation, steps: Counter[tuple[str, int]], forced: Forced) -> Replay:
+    """What a generation of a prompt whose target rows are known came to."""
     return Replay(
         tokens=len(generation.token_ids),
         rounds=len(generation.rounds),
@@ -147,7 +153,8 @@ def replay(method: Method, forced: Forced, seed: int = 0) -> Replay:
         judged=sum(one.judged for one in generation.rounds),
         rejected=sum(one.rejected for one in generation.rounds),
         equal=sum(map(eq, generation.token_ids, forced.rows["target"].argmax(-1).tolist())),
-        steps=Counter(readers.log),
+        steps=steps,
+        drafted=sum(one.drafted for one in generation.rounds),
     )
 
 

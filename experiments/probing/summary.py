@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.costs import CostCurve
 from experiments.probing.agreement import Distance, Sureness, by_position
+from experiments.probing.bounds import BOUNDS
 from experiments.probing.predict import Replay
 from experiments.probing.setup import ProbeJob
 from experiments.statistics import Resamples, Statistic, mean
@@ -97,18 +98,27 @@ def summarize_positions(seen: Sequence[Seen]) -> dict[str, list[dict[str, float]
 
 
 def summarize_predictions(sample: Sample, job: ProbeJob, costs: Mapping[str, CostCurve]) -> list[dict[str, Any]]:
-    """One entry per arm and draft length; speeds are tokens per second of forward calls alone."""
+    """One entry per arm and draft length; speeds are tokens per second of forward calls alone.
+
+    `over_sd`: over sd at the same draft length; of bounds, which have none, over sd at its best one.
+    """
     prices = {**costs, "slim": costs[job.view.name]}
     keys = list(next(iter(sample.tasks.values()))[0].replays)
     speeds = {key: sample.ratio(_tokens, _seconds(key, prices)) for key in keys}
+    sd = {length: number(in_json(speeds[arm, length])[MEAN]) for arm, length in keys if arm == "sd"}
+    fastest = max(sd, key=lambda length: sd[length], default=0)
+    beside = {key: fastest if key[0] in BOUNDS else key[1] for key in keys}  # draft length of the sd to compare with
     return [
         {
             "arm": arm,
             "draft_length": length,
             "tokens_per_second": in_json(speeds[arm, length]),
             "speedup": in_json(sample.quotient(speeds[arm, length], speeds["vanilla", 0])),
-            "over_sd": in_json(sample.quotient(speeds[arm, length], speeds["sd", length])) if length else None,
+            "over_sd": in_json(sample.quotient(speeds[arm, length], speeds["sd", beside[arm, length]]))
+            if beside[arm, length]
+            else None,
             "tokens_per_round": in_json(sample.ratio(_tokens, _rounds((arm, length)))),
+            "drafted_per_token": in_json(sample.ratio(_drafted((arm, length)), _tokens)),
             "target_calls_per_token": in_json(sample.ratio(_calls((arm, length), "target"), _tokens)),
             "escalating_rounds": in_json(sample.ratio(_escalated((arm, length)), _rounds((arm, length)))),
         }
@@ -126,6 +136,10 @@ def _seconds(key: Key, prices: Mapping[str, CostCurve]) -> Callable[[Seen], floa
 
 def _rounds(key: Key) -> Callable[[Seen], float]:
     return lambda one: one.replays[key].rounds
+
+
+def _drafted(key: Key) -> Callable[[Seen], float]:
+    return lambda one: one.replays[key].drafted
 
 
 def _calls(key: Key, role: str) -> Callable[[Seen], float]:

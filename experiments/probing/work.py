@@ -15,6 +15,7 @@ from experiments.costs import WARM_UPS, CostCurve
 from experiments.errors import UserError
 from experiments.loading import WORTH_A_BAR, describe
 from experiments.probing.agreement import force
+from experiments.probing.bounds import bounds
 from experiments.probing.costs import measure_costs
 from experiments.probing.predict import predicted_methods, replay_all
 from experiments.probing.setup import ProbeJob, Prompt, read_prompts
@@ -125,7 +126,7 @@ def observe(engine: Engine, job: ProbeJob, prompts: list[Prompt], bar: tqdm) -> 
     seen = []
     for prompt in prompts:
         forced = force(engine, job, decoder, prompt)
-        replays = replay_all(methods, forced, job.settings.seed)
+        replays = {**replay_all(methods, forced, job.settings.seed), **bounds(engine, job, forced)}
         seen.append(Seen(prompt.task, forced.length, forced.distances, forced.sureness, replays))
         bar.update()
     return seen

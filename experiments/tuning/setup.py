@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, TypeAdapter
 
 from experiments import identity
-from experiments.arms import check_roles, vanilla
+from experiments.arms import check_roles, check_sampling, vanilla
 from experiments.config import EngineSpec, Job, make, results_folder
 from experiments.config import build as build_run
 from experiments.errors import UserError, near
@@ -83,6 +83,7 @@ def build(config: DictConfig) -> TuneJob:
     others = [name for name in settings.also if name != made["method"].name]
     nodes = {made["method"].name: config, **{name: _compose(name) for name in others}}
     tuned = {name: _tuned(node, made["pair"]) for name, node in nodes.items()}
+    check_sampling({name: one.method for name, one in tuned.items()}, made["decode"])
     base = replace(build_run(compose(config_name="config", overrides=["track=none"])), composed=composed)
     base = replace(base, **{"sampling" if name == "decode" else name: made[name] for name in kinds})
     limits = replace(base.settings, limit=settings.prompts, seed=settings.seed, results_dir=settings.results_dir)

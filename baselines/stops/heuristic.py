@@ -1,4 +1,4 @@
-"""Stop rules of the field: how many tokens to draft before the verifier is asked."""
+"""The schedule of draft lengths that transformers' assisted generation had before its confidence test."""
 
 from __future__ import annotations
 

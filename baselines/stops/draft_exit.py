@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from viasd.blocks import TripTest
-from viasd.decode import Part, State, StopRule
+from baselines.stops.tripped import TrippedLength
+from viasd.decode import StopRule
 from viasd.sampling import Sampling
 from viasd.spec import spec
 
@@ -30,16 +30,7 @@ class DraftExit:
     of: Of = "drawn"
 
     def open_stop(self) -> StopRule:
-        return _DraftExit(self)
-
-
-class _DraftExit(Part):
-    def __init__(self, rules: DraftExit) -> None:
-        self._length = rules.max_length
-        self.trip: TripTest | None = UnsureTrip(rules.threshold, rules.of, row_alone=rules.of == "top")
-
-    def limit(self, state: State) -> int:
-        return self._length
+        return TrippedLength(self.max_length, UnsureTrip(self.threshold, self.of, row_alone=self.of == "top"))
 
 
 @dataclass
