@@ -11,6 +11,7 @@ from doubles import PROMPT, TableReaders, Tables, check_counts, spy_on
 from pydantic import ValidationError
 
 from baselines.controls import CoinMix, Unverified
+from baselines.rules.fuzzy import Fuzzy
 from viasd.decode import Decode, Draft, Generation, Round, State, Verdict
 from viasd.drafting import DraftModel, FixedLength
 from viasd.hierarchical import Hierarchical
@@ -184,6 +185,9 @@ VERIFIERS: dict[str, Any] = {
     "sd": RuleVerifier(),
     "slim_only": RuleVerifier(reader="slim", slim=SLIM),
     "draft_only": Unverified(),
+    "fuzzy": RuleVerifier(
+        rule=Fuzzy(divergence="tv", threshold=0.3, reducible=False)
+    ),  # may draw the drafted token again
     "coin_mix": CoinMix(p=0.7),
     "via_sd": Hierarchical(gate=RatioGate(reading="direct"), slim=SLIM, max_pending=4),
     "via_sd-random": Hierarchical(gate=BUSY, slim=SLIM, bonus_min_prob=0.2, max_pending=None),
