@@ -24,7 +24,7 @@ KEEP_TORCH = $(filter-out 0 no false,$(SYSTEM_TORCH))
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 OFFLINE = HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
-.PHONY: help run test bench lint format pair install clean environment environment-dev
+.PHONY: help run test bench laws lint format pair install clean environment environment-dev
 .DEFAULT_GOAL := help
 
 help: ## list the targets and the variables
@@ -41,6 +41,9 @@ test: environment-dev ## run the tests (installs first if needed)
 
 bench: environment ## measure what the harness costs, beside the decoding of transformers
 	@$(ENV_PYTHON) -m experiments.bench $(ARGS)
+
+laws: environment ## compare the laws of lossy rules with the target's, in closed form
+	@$(ENV_PYTHON) -m experiments.law_error $(ARGS)
 
 lint: environment-dev ## check style, layers and types
 	@$(ENV_PYTHON) -m ruff check .

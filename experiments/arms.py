@@ -11,7 +11,7 @@ from experiments.config import compose_method, method_names, vary
 from experiments.errors import UserError, near
 from viasd.drafting import DraftModel, FixedLength, NoDrafter
 from viasd.hierarchical import Hierarchical
-from viasd.method import Method
+from viasd.method import Method, MethodSpec, Picky
 from viasd.models import Pair
 from viasd.routing import Gate, RandomGate, RatioGate
 from viasd.sampling import Sampling
@@ -27,9 +27,10 @@ def vanilla() -> Method:
     return Method(name="vanilla", drafter=NoDrafter(), stop=FixedLength(length=0), verifier=RuleVerifier())
 
 
-def sd(method: Method) -> Method:
+def sd(method: MethodSpec) -> Method:
     """Speculative decoding with the pair's draft model, at the method's fixed length or 5."""
-    length = method.stop.length if isinstance(method.stop, FixedLength) else DEFAULT_DRAFT_LENGTH
+    own = method.stop if isinstance(method, Method) else None
+    length = own.length if isinstance(own, FixedLength) else DEFAULT_DRAFT_LENGTH
     stop = FixedLength(length=length or DEFAULT_DRAFT_LENGTH)
     return Method(name="sd", drafter=DraftModel(), stop=stop, verifier=RuleVerifier())
 
@@ -85,16 +86,15 @@ def coin_slim(method: Method, p: float) -> Method:
     )
 
 
+_BASELINES: dict[str, Callable[[MethodSpec], Method]] = {"vanilla": lambda method: vanilla(), "sd": sd}
 _CONTROLS: dict[str, Callable[[Method], Method]] = {
-    "vanilla": lambda method: vanilla(),
-    "sd": sd,
     "lossless": lossless,
     "draft_only": draft_only,
     "slim_only": slim_only,
     "accept_all": accept_all,
 }
 _COINS: dict[str, Callable[[Method, float], Method]] = {"coin_mix": coin_mix, "coin_slim": coin_slim}
-CONTROLS = (*_CONTROLS, "random_gate", *_COINS)
+CONTROLS = (*_BASELINES, *_CONTROLS, "random_gate", *_COINS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,17 +105,17 @@ class Context:
     leaves open (masks), so that arms are compared as they will run.
     """
 
-    method: Method
+    method: MethodSpec
     composed: Mapping[str, Any]
     pair: Pair
     shares: Callable[[], Shares]
-    resolve: Callable[[Method], Method] = lambda method: method
+    resolve: Callable[[MethodSpec], MethodSpec] = lambda method: method
 
 
-def derive(names: Sequence[str | Mapping[str, str]], context: Context) -> tuple[dict[str, Method], list[str]]:
+def derive(names: Sequence[str | Mapping[str, str]], context: Context) -> tuple[dict[str, MethodSpec], list[str]]:
     """Methods by arm name, in order, and notices of arms that were left out. Equal arms run once."""
     method, pair = context.method, context.pair
-    arms: dict[str, Method] = {}
+    arms: dict[str, MethodSpec] = {}
     notices: list[str] = []
     for name in names:
         if name == "sd" and "draft" not in pair.models and method.name != "sd":
@@ -135,7 +135,7 @@ def derive(names: Sequence[str | Mapping[str, str]], context: Context) -> tuple[
     return arms, notices
 
 
-def _arm(name: str | Mapping[str, str], context: Context) -> Method:
+def _arm(name: str | Mapping[str, str], context: Context) -> MethodSpec:
     method = context.method
     if not isinstance(name, str):
         if len(name) != 1:
@@ -143,23 +143,36 @@ def _arm(name: str | Mapping[str, str], context: Context) -> Method:
         return vary(context.composed, *next(iter(name.items())))
     if name == "method":
         return method
-    if name in _CONTROLS:
-        return _CONTROLS[name](method)
-    if name == "random_gate":
-        _hierarchical(method, name)
-        return random_gate(method, context.shares())
-    control = name.partition("@")[0]
-    if control in _COINS:
-        return _COINS[control](method, _share(name) if "@" in name else DEFAULT_COIN)
-    if control == "slim_only":
-        return slim_only(method, _share(name))
+    if name in _BASELINES:
+        return _BASELINES[name](method)
+    if (control := _control(name)) is not None:
+        return control(_of_parts(method, name), context)
     known = method_names()
     if name not in known:
         raise UserError(f"arms: {name!r} is neither a method nor a control{near(name, [*CONTROLS, 'method', *known])}")
     return compose_method(name)
 
 
-def check_roles(method: Method, pair: Pair) -> None:
+def _control(name: str) -> Callable[[Method, Context], Method] | None:
+    """How a control of this name is made of a method; None where no control is named so."""
+    control = name.partition("@")[0]
+    if name in _CONTROLS:
+        return lambda method, _: _CONTROLS[name](method)
+    if name == "random_gate":
+        return _random_gate
+    if control in _COINS:
+        return lambda method, _: _COINS[control](method, _share(name) if "@" in name else DEFAULT_COIN)
+    if control == "slim_only":
+        return lambda method, _: slim_only(method, _share(name))
+    return None
+
+
+def _random_gate(method: Method, context: Context) -> Method:
+    _hierarchical(method, "random_gate")  # before its shares are measured
+    return random_gate(method, context.shares())
+
+
+def check_roles(method: MethodSpec, pair: Pair) -> None:
     """Raises UserError when the pair lacks a model that the method runs."""
     missing = sorted(method.roles - set(pair.models))
     if missing:
@@ -169,11 +182,12 @@ def check_roles(method: Method, pair: Pair) -> None:
         )
 
 
-def check_sampling(arms: Mapping[str, Method], sampling: Sampling) -> None:
+def check_sampling(arms: Mapping[str, MethodSpec], sampling: Sampling) -> None:
     """Raises UserError where an arm does not decode so."""
     for name, arm in arms.items():
         try:
-            arm.check(sampling)
+            if isinstance(arm, Picky):
+                arm.check(sampling)
         except ValueError as error:
             raise UserError(f"arm {name}: {error}") from error
 
@@ -190,8 +204,19 @@ def _share(name: str) -> float:
     return share
 
 
-def _same(one: Method, other: Method) -> bool:
-    return dataclasses.replace(one, name="x") == dataclasses.replace(other, name="x")
+def _same(one: Any, other: Any) -> bool:
+    """Whether two methods, which are dataclasses, differ in nothing but their names."""
+    same: bool = dataclasses.replace(one, name="x") == dataclasses.replace(other, name="x")
+    return same
+
+
+def _of_parts(method: MethodSpec, control: str) -> Method:
+    if not isinstance(method, Method):
+        raise UserError(
+            f"arm {control} is derived from the drafter, stop rule or verifier of a method; {method.name} has none of "
+            "them; accepted beside it: vanilla, sd, names of methods"
+        )
+    return method
 
 
 def _hierarchical(method: Method, control: str) -> Hierarchical:

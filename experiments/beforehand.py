@@ -19,7 +19,7 @@ from experiments.store import create_folder, read_json, settle_json
 from viasd.drafting import FixedLength
 from viasd.engine import Engine
 from viasd.hierarchical import Hierarchical
-from viasd.method import Method
+from viasd.method import Method, MethodSpec
 from viasd.verification import RuleVerifier
 
 CALIBRATED = ("pair", "device", "dtype", "threads", "mode", "versions", "code_hash")  # what call costs belong to
@@ -42,7 +42,7 @@ class Beforehand:
     may_measure: bool
     engine: Engine | None = None  # loaded for it, of use to the run
 
-    def gate_shares(self, method: Method) -> Shares:
+    def gate_shares(self, method: MethodSpec) -> Shares:
         """How often the method's gate says each region, on calibration prompts. Raises NotMeasured."""
         job = self.job
         problems = job.task.in_seen_wording().examples("calibration", SHARE_PROMPTS)
@@ -65,8 +65,10 @@ class Beforehand:
         keep, rewrite, escalate, judge = self._stored("gate", asked, measure)["shares"]
         return keep, rewrite, escalate, judge
 
-    def priced(self, method: Method) -> Method:
+    def priced(self, method: MethodSpec) -> MethodSpec:
         """The method with what its parts want to know of costs. Raises NotMeasured."""
+        if not isinstance(method, Method):
+            return method
         return self._price_stop(self._price_calls(self._with_cost_ratio(method)))
 
     def _with_cost_ratio(self, method: Method) -> Method:

@@ -126,6 +126,11 @@ def tokens(row: Row) -> float:
     return row.new_tokens
 
 
+def clocked_tokens(row: Row) -> float:
+    """Tokens that were output during `decode_seconds`."""
+    return row.new_tokens - row.unclocked
+
+
 def decode_seconds(row: Row) -> float:
     """Repeats of an example are averaged first."""
     return _mean(row.decode_seconds)
@@ -187,7 +192,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def seconds_per_token(arm: Arm) -> Statistic:
-    return arm.timed.ratio(decode_seconds, tokens)
+    return arm.timed.ratio(decode_seconds, clocked_tokens)
 
 
 def speedup(arm: Arm, other: Arm | None) -> Statistic | None:
@@ -196,7 +201,7 @@ def speedup(arm: Arm, other: Arm | None) -> Statistic | None:
 
 
 def tokens_per_second(arm: Arm) -> Statistic:
-    return arm.timed.ratio(tokens, decode_seconds)
+    return arm.timed.ratio(clocked_tokens, decode_seconds)
 
 
 def fidelity(arm: Arm) -> Statistic:
@@ -255,9 +260,11 @@ def _rounds(row: Row) -> float:
 
 
 def request_speedup(arm: Arm) -> Statistic | None:
-    """`speedup` = `request_speedup` x `length_ratio`."""
+    """`speedup` = `request_speedup` x `length_ratio`. None where a part of each answer was not under that clock."""
     base = arm.vanilla
-    return None if base is None else base.timed.ratio(decode_seconds, one) / arm.timed.ratio(decode_seconds, one)
+    if base is None or any(row.unclocked for row in [*base.timed.rows, *arm.timed.rows]):
+        return None
+    return base.timed.ratio(decode_seconds, one) / arm.timed.ratio(decode_seconds, one)
 
 
 def length_ratio(arm: Arm) -> Statistic | None:

@@ -18,7 +18,7 @@ from experiments.entry import results_folder as results_folder  # commands find 
 from experiments.errors import UserError, config_folders, near
 from experiments.tasks.base import Task
 from experiments.tracking import Tracking
-from viasd.method import Method
+from viasd.method import MethodSpec
 from viasd.models import Pair
 from viasd.sampling import Sampling
 from viasd.spec import spec
@@ -72,7 +72,7 @@ class Job:
     """One run: a method with its arms on one pair and one task."""
 
     settings: Settings
-    method: Method
+    method: MethodSpec
     pair: Pair
     task: Task
     sampling: Sampling
@@ -90,7 +90,7 @@ def build(config: DictConfig) -> Job:
     settings = TypeAdapter(Settings).validate_python(scalars, strict=False)
     made = {name: make(config[name], name) for name in ("method", "pair", "task", "decode", "engine", "track")}
     for name, kind in (
-        ("method", Method),
+        ("method", MethodSpec),
         ("pair", Pair),
         ("task", Task),
         ("decode", Sampling),
@@ -146,7 +146,7 @@ def _targets(node: Any, key: str) -> list[tuple[str, str]]:
     return own + [pair for name in node for pair in _targets(node[name], f"{key}.{name!s}")]
 
 
-def vary(method: Any, label: str, overrides: str) -> Method:
+def vary(method: Any, label: str, overrides: str) -> MethodSpec:
     """The composed method under another name with some of its keys changed, as in `stop.length=3 verifier.mode=lossy`.
 
     A key that is a group below conf/method takes the name of one of its yamls: `verifier/gate=deferral`; `method=NAME`
@@ -182,7 +182,7 @@ def method_names() -> list[str]:
     return sorted(GlobalHydra.instance().config_loader().get_group_options("method", ObjectType.CONFIG))
 
 
-def compose_method(name: str) -> Method:
+def compose_method(name: str) -> MethodSpec:
     """A method by the name of its yaml in conf/method."""
     return make(_compose_method(name), f"method={name}")
 

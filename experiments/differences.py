@@ -11,12 +11,12 @@ from experiments.comparison import (
     DETAIL_SEED,
     TIMED_SEED,
     Sample,
+    clocked_tokens,
     decode_seconds,
     has_quality,
     loss,
     loss_tokens,
     quality,
-    tokens,
 )
 from experiments.records import Row
 from experiments.statistics import Estimate, Resamples
@@ -156,7 +156,7 @@ def numbers(checked: Sequence[Checked]) -> Numbers:
     """Speed, quality and fidelity of one arm, each resampled in pairs."""
     timed = [one for one in checked if one.a.decode_seconds and one.b.decode_seconds]
     a, b = _samples(timed, TIMED_SEED)
-    speed = a.ratio(decode_seconds, tokens) / b.ratio(decode_seconds, tokens)
+    speed = a.ratio(decode_seconds, clocked_tokens) / b.ratio(decode_seconds, clocked_tokens)
     a, b = _samples(checked, DETAIL_SEED)
     gained, kept = b.minus(a, quality, has_quality), a.minus(b, loss, loss_tokens)
     return Numbers(len(timed), speed.estimate(), gained.estimate(), kept.estimate())

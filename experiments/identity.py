@@ -10,7 +10,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,12 @@ def code_hash() -> str:
     for name in MEASURING:
         place = CHECKOUT / "experiments" / name
         files += place.rglob("*.py") if place.is_dir() else [place]
-    sources = {str(path.relative_to(CHECKOUT)): path.read_text(encoding="utf-8") for path in sorted(files)}
-    return digest(sources)
+    return sources_hash(files)
+
+
+def sources_hash(files: Iterable[Path]) -> str:
+    """Hash of source files of this project."""
+    return digest({str(path.relative_to(CHECKOUT)): path.read_text(encoding="utf-8") for path in sorted(files)})
 
 
 @cache
@@ -111,6 +115,17 @@ def device_name(device: torch.device) -> str:
 def versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
     """Installed versions, with the interpreter's, whose unicode tables and integers hidden tests see."""
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def optional_versions(names: Sequence[str]) -> dict[str, str | None]:
+    """Versions of packages that change how a library behaves where they are installed; None where one is not."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

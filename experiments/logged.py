@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from experiments.comparison import decode_seconds, loss, loss_tokens, tokens
+from experiments.comparison import clocked_tokens, decode_seconds, loss, loss_tokens
 from experiments.metrics import find, in_order
 from experiments.records import Row
 
@@ -98,7 +98,7 @@ class Curves:
             if row.error is None:
                 sums = self._sums[row.arm]
                 if row.decode_seconds:
-                    sums["tokens"] += tokens(row)
+                    sums["tokens"] += clocked_tokens(row)
                     sums["seconds"] += decode_seconds(row)
                 sums["loss"] += loss(row)
                 sums["known"] += loss_tokens(row)

@@ -24,7 +24,7 @@ from viasd.dimr import Trial
 from viasd.drafting import DraftModel
 from viasd.engine import Engine
 from viasd.hierarchical import Hierarchical
-from viasd.method import Method
+from viasd.method import Method, MethodSpec
 from viasd.models import Kept
 from viasd.routing import RatioGate
 from viasd.sampling import Sampling, widen
@@ -114,11 +114,15 @@ class Replays:
         self,
         engine: Engine,
         texts: Sequence[Text],
-        method: Method,
+        method: MethodSpec,
         min_fidelity: float,
         costs: Mapping[str, CostCurve],
     ) -> None:
-        if not isinstance(method.verifier, Hierarchical) or not isinstance(method.drafter, DraftModel):
+        if (
+            not isinstance(method, Method)
+            or not isinstance(method.verifier, Hierarchical)
+            or not isinstance(method.drafter, DraftModel)
+        ):
             raise UserError(
                 f"method={method.name}: accepted: a draft model under a hierarchical verifier, as in via_sd"
             )

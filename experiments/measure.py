@@ -6,7 +6,7 @@ import copy
 import gc
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -137,7 +137,7 @@ class Bench:
     def __init__(
         self,
         engine: Engine,
-        arms: dict[str, Speculative],
+        arms: Mapping[str, Decoder],
         task: Task,
         tokenizer: Any,
         decode: Decode,
@@ -145,7 +145,7 @@ class Bench:
         repeats: int,
         costs: CallPrices | None = None,
     ) -> None:
-        self.engine, self.arms, self.task, self.tokenizer = engine, arms, task, tokenizer
+        self.engine, self.arms, self.task, self.tokenizer = engine, dict(arms), task, tokenizer
         self.decode, self.seed, self.repeats, self.costs = decode, seed, repeats, costs
         self._scores: dict[tuple[str, str], dict[str, float]] = {}
         # What an arm knew before the example at an index. At first: what it knows when it was just opened.
@@ -220,7 +220,9 @@ class Bench:
         count_rounds(row, generation)
 
     def _profile(self, row: Row, prompt: Prompt) -> None:
-        """The same generation again with a clock around every forward."""
+        """The same generation again with a clock around every forward; of a loop that is not ours none is known."""
+        if not isinstance(self.arms[row.arm], Speculative):
+            return
         draws = SeededDraws(self.seed, prompt.example.example_id, self.engine.device)
         profile, decoder = Profile(self.engine.device), self.arms[row.arm]
         with Stopwatch(self.engine.device) as watch:
@@ -343,6 +345,11 @@ def collection_off() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def with_readers(arms: Mapping[str, Decoder]) -> dict[str, Speculative]:
+    """The arms that are decode loops of this project: of others neither calls nor caches are known."""
+    return {name: decoder for name, decoder in arms.items() if isinstance(decoder, Speculative)}
 
 
 def memory(engine: Engine, decoder: Speculative) -> float:

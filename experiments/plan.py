@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
+from baselines.hf import LibraryMethod
 from experiments import identity
 from experiments.arms import Context, Shares, check_roles, check_sampling, derive
 from experiments.beforehand import Beforehand
@@ -21,7 +22,7 @@ from experiments.tasks.base import Example
 from experiments.threads import count_threads
 from experiments.tokens import open_tokenizer
 from viasd.engine import Engine, resolve_device, resolve_dtype
-from viasd.method import Method
+from viasd.method import MethodSpec
 from viasd.models import context_length
 
 
@@ -30,8 +31,8 @@ class Plan:
     """A job with all that was left open settled, and who it is."""
 
     job: Job
-    method: Method
-    arms: dict[str, Method]
+    method: MethodSpec
+    arms: dict[str, MethodSpec]
     prompts: list[Prompt]
     timed: int
     folder: RunFolder
@@ -71,7 +72,7 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
     before = Beforehand(job, tokenizer, longest, who, may_measure)
     told = {notice}
 
-    def resolve(arm: Method) -> Method:
+    def resolve(arm: MethodSpec) -> MethodSpec:
         resolved, notice = resolve_method(arm, job.pair)
         told.add(notice)
         return before.priced(resolved)
@@ -82,7 +83,7 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
     arms, notices = derive(job.settings.arms, Context(method, job.composed["method"], job.pair, shares, resolve))
     check_sampling(arms, job.sampling)
     notices += [*sorted(text for text in told if text), *size_notices(job, len(source), len(everything), skipped)]
-    content = {
+    content: dict[str, Any] = {
         "arms": {name: describe(arm) for name, arm in arms.items()},
         "order": list(arms),
         "sampling": describe(job.sampling),
@@ -91,9 +92,20 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
         "repeats": job.settings.repeats,
         **who,
     }
+    if optional := optional_packages(arms.values()):
+        content["optional"] = optional
+        notices += [
+            f"{name} is installed: it changes how arms of the library draft" for name in optional if optional[name]
+        ]
     folder = RunFolder(job.settings.results, identity.digest(content))
     timed = min(job.settings.limit, len(prompts))
     return Plan(job, method, arms, prompts, timed, folder, content, tokenizer, before.engine, notices, longest)
+
+
+def optional_packages(arms: Iterable[MethodSpec]) -> dict[str, str | None]:
+    """Versions of what no arm needs and some of the library's loops use where it is installed (None: it is not)."""
+    names = {name for arm in arms if isinstance(arm, LibraryMethod) for name in arm.optional_packages}
+    return identity.optional_versions(sorted(names))
 
 
 def surroundings(job: Job) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Row:
     first_token_seconds: list[float] = field(
         default_factory=list
     )  # prompt given to first committed tokens, prefill included
+    unclocked: int = 0  # leading tokens that were output before decode_seconds began (loops of a library)
     memory: dict[str, Any] = field(default_factory=dict)  # what the arm remembers after this example (`memory: run`)
     # counts
     rounds: int = 0
@@ -96,6 +97,7 @@ def count_rounds(row: Row, generation: Generation) -> None:
     row.token_ids = list(generation.token_ids)
     row.new_tokens = len(generation.token_ids)
     row.finish_reason = generation.finish_reason
+    row.unclocked = generation.unclocked
     row.rounds = len(rounds)
     for name in ("drafted", "judged", "rejected", "unjudged", "discarded", "cut", "target_rejected", "withdrawn"):
         setattr(row, name, sum(getattr(one, name) for one in rounds))

@@ -16,7 +16,7 @@ from viasd.decode import Decode
 from viasd.engine import Engine
 from viasd.gates import LearnedGate
 from viasd.hierarchical import Hierarchical, SlimTier
-from viasd.method import Method
+from viasd.method import Method, MethodSpec
 from viasd.models import (
     Branches,
     Pair,
@@ -35,11 +35,13 @@ from viasd.verification import Intermediate, PairModel, RuleVerifier, SlimView
 SHARE_PROMPTS = 12  # calibration prompts from which a random gate takes its shares
 
 
-def resolve_method(method: Method, pair: Pair) -> tuple[Method, str | None]:
+def resolve_method(method: MethodSpec, pair: Pair) -> tuple[MethodSpec, str | None]:
     """The method with its masks as lists of kept layers and its gates' weights read.
 
     A notice says where `auto` found no searched mask.
     """
+    if not isinstance(method, Method):
+        return method, None
     drafter, notices = method.drafter, set[str | None]()
     if isinstance(drafter, SelfDrafter):
         kept, notice = resolve_mask(drafter.slim, pair)
@@ -152,7 +154,7 @@ def target_layers(pair: Pair) -> int:
 
 
 def gate_shares(
-    method: Method, engine: Engine, prompts: Sequence[Sequence[int]], decode: Decode, seed: int
+    method: MethodSpec, engine: Engine, prompts: Sequence[Sequence[int]], decode: Decode, seed: int
 ) -> tuple[float, float, float, float]:
     """Shares of the gate's regions (in their order) on calibration prompts, to four places, summing to 1."""
     decoder = method.open(engine)

@@ -86,13 +86,14 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker) -> None:
     from experiments.beforehand import CALIBRATED
     from experiments.costs import calibrate
     from experiments.loading import decode_settings
-    from experiments.measure import Bench, memory
+    from experiments.measure import Bench, memory, with_readers
 
     job = plan.job
     log_to(plan.folder.log_path)
     engine = plan.open_engine()
     decoders = {name: arm.open(engine) for name, arm in plan.arms.items()}
-    costs = calibrate(engine, decoders, {key: plan.identity[key] for key in CALIBRATED}, job.settings.results)
+    ours = with_readers(decoders)
+    costs = calibrate(engine, ours, {key: plan.identity[key] for key in CALIBRATED}, job.settings.results)
     bench = Bench(
         engine,
         decoders,
@@ -109,7 +110,7 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker) -> None:
         "identity": plan.identity,
         "provenance": [*before.get("provenance", []), identity.provenance(engine.device)],  # one for each start
         "notices": plan.notices,
-        "memory": {name: memory(engine, decoder) for name, decoder in decoders.items()},
+        "memory": {name: memory(engine, decoder) for name, decoder in ours.items()},
         "call_costs": costs.cost_id,
     }
     plan.folder.write_run({"status": "running", **record})

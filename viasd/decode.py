@@ -187,7 +187,10 @@ class Round:
 
 @dataclass
 class Generation:
-    """One finished output: ids without the prompt, why it ended, its rounds, calls by reader, laws when recorded."""
+    """One finished output: ids without the prompt, why it ended, its rounds, calls by reader, laws when recorded.
+
+    `unclocked`: leading tokens that were output before the clock of decoding started (loops of a library).
+    """
 
     token_ids: list[int]
     finish_reason: FinishReason
@@ -195,6 +198,7 @@ class Generation:
     calls: dict[str, int]
     fed: dict[str, int]
     laws: list[float] | None
+    unclocked: int = 0
 
 
 class State:
@@ -423,7 +427,9 @@ class Decoder(Protocol):
 
 
 Adaptive = dict[str, dict[str, float]]  # numbers that follow the text, by part and name
-Watch = Callable[[str], None]  # called with "prefilled" once; after each round "round", or "provisional": no output yet
+# Called with "prefilled" once, where the clock of decoding starts; after each round "round", or "provisional" where it
+# output nothing yet. Loops of a library say "prefilled" after their first "round".
+Watch = Callable[[str], None]
 
 
 class Part:

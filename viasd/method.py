@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
 from pydantic import Field
 
 from viasd.blocks import check_trip
-from viasd.decode import Speculative
+from viasd.decode import Decoder, Speculative
 from viasd.drafting import DrafterSpec, NoDrafter, StopSpec
 from viasd.sampling import Sampling
 from viasd.spec import spec
@@ -15,6 +15,17 @@ from viasd.verification import VerifierSpec
 
 if TYPE_CHECKING:
     from viasd.engine import Engine
+
+
+@runtime_checkable
+class MethodSpec(Protocol):
+    """Configuration of a decoder: a `Method`, or another loop that is measured beside those."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def roles(self) -> frozenset[str]: ...
+    def open(self, engine: Engine) -> Decoder: ...
 
 
 @runtime_checkable

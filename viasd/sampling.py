@@ -81,6 +81,9 @@ class Draws(Protocol):
     def coin(self, probability: float) -> bool:
         """True with the given probability (a host decision)."""
 
+    def seed(self) -> int:
+        """A number to seed a generator with that is not this project's."""
+
 
 class SeededDraws:
     """Draws from one generator per stream, seeded by (seed, example), advanced by use, never by position.
@@ -115,6 +118,9 @@ class SeededDraws:
 
     def coin(self, probability: float) -> bool:
         return torch.rand((), generator=self._host).item() < probability
+
+    def seed(self) -> int:
+        return int(torch.randint(2**62, (), generator=self._host))
 
 
 def _positive(noise: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from experiments.resolve import resolve_method
 from experiments.tasks.base import Split
 from viasd.drafting import FixedLength
 from viasd.engine import Dtype, Engine
-from viasd.method import Method
+from viasd.method import Method, MethodSpec
 from viasd.models import common_vocabulary, context_length, load_tokenizer
 from viasd.spec import spec
 
@@ -101,7 +101,7 @@ def derive_arms(base: Job, settings: BenchSettings) -> tuple[dict[str, Method], 
     """vanilla, sd, the method and those named beside it, their masks settled, and notices."""
     told = []
 
-    def resolve(arm: Method) -> Method:
+    def resolve(arm: MethodSpec) -> MethodSpec:
         resolved, notice = resolve_method(arm, base.pair)
         told.append(notice)
         return resolved
@@ -116,7 +116,13 @@ def derive_arms(base: Job, settings: BenchSettings) -> tuple[dict[str, Method], 
         raise UserError(re.sub(r"^arms\b", "methods", str(error))) from error
     if taken := set(arms) & set(TWINS.values()):
         raise UserError(f"methods: {taken.pop()}: the library's loops are named {', '.join(TWINS.values())}")
-    return arms, notices + sorted({text for text in told if text})
+    ours = {name: arm for name, arm in arms.items() if isinstance(arm, Method)}
+    if other := set(arms) - set(ours):
+        raise UserError(
+            f"methods: {other.pop()}: a bench measures the loops of the library anyway, beside those that do the same; "
+            "accepted: methods of drafter, stop rule and verifier"
+        )
+    return ours, notices + sorted({text for text in told if text})
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +16,7 @@ from experiments.errors import UserError, near
 from experiments.identity import model_hash
 from experiments.resolve import resolve_mask, searched_masks, target_layers
 from experiments.stopping import StopStrings
-from experiments.tasks.base import Task
+from experiments.tasks.base import Split, Task
 from viasd.decode import Decode
 from viasd.drafting import DraftModel
 from viasd.hierarchical import Hierarchical
@@ -173,24 +174,37 @@ def list_views(pair: Pair, slim: SlimView, ratios: list[float]) -> tuple[list[Vi
     return sorted(views.values(), key=lambda one: one.skipped), view, [notice] if notice else []
 
 
-def read_prompts(job: ProbeJob, tokenizer: Any) -> list[Prompt]:
-    """Held-out prompts of every task. Raises UserError where a task has too few, or they do not fit the models."""
-    context = min(context_length(job.pair.path(role)) for role in job.pair.models)
+class PromptsAsked(Protocol):
+    """Which prompts of each task are read, and how long an answer may be (None: as the task says)."""
+
+    @property
+    def split(self) -> Split: ...
+    @property
+    def prompts(self) -> int: ...
+    @property
+    def max_new_tokens(self) -> int | None: ...
+
+
+def read_prompts(
+    pair: Pair, tasks: Mapping[str, Task], asked: PromptsAsked, tokenizer: Any, sampling: Sampling
+) -> list[Prompt]:
+    """Prompts of every task. Raises UserError where a task has too few, or they do not fit the models."""
+    context = min(context_length(pair.path(role)) for role in pair.models)
     prompts = []
-    for name, task in job.tasks.items():
-        budget = job.settings.max_new_tokens or task.max_new_tokens
+    for name, task in tasks.items():
+        budget = asked.max_new_tokens or task.max_new_tokens
         stop = StopStrings(tokenizer, task.stop_strings) if task.stop_strings else None
-        decode = Decode(Sampling(), budget, frozenset({tokenizer.eos_token_id}), stop)
+        decode = Decode(sampling, budget, frozenset({tokenizer.eos_token_id}), stop)
         try:
-            examples = task.examples(job.settings.split, job.settings.prompts)
+            examples = task.examples(asked.split, asked.prompts)
         except ValueError as error:
-            raise UserError(f"prompts={job.settings.prompts}: {error}") from error
+            raise UserError(f"prompts={asked.prompts}: {error}") from error
         for example in examples:
             ids = tokenizer(example.prompt).input_ids
             if len(ids) + budget > context:
                 raise UserError(
                     f"max_new_tokens={budget}: a prompt of task {name} has {len(ids)} tokens, the models of pair "
-                    f"{job.pair.name} read {context}; accepted: at most {max(0, context - len(ids))}"
+                    f"{pair.name} read {context}; accepted: at most {max(0, context - len(ids))}"
                 )
             prompts.append(Prompt(name, ids, decode))
     return prompts

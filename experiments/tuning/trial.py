@@ -19,7 +19,7 @@ from experiments.measure import Bench, Prompt, snapshot
 from experiments.records import Row
 from experiments.resolve import resolve_method
 from experiments.tuning.setup import TunePlan
-from viasd.decode import Speculative
+from viasd.decode import Decoder
 from viasd.engine import Engine
 from viasd.method import Method
 from viasd.sampling import SeededDraws
@@ -104,7 +104,7 @@ class Workbench:
         seconds = perf_counter() - start
         return dataclasses.replace(trial, tasks={} if error else tasks, seconds=seconds, error=error, **found)
 
-    def _bench(self, task: str, decoder: Speculative) -> TrialBench:
+    def _bench(self, task: str, decoder: Decoder) -> TrialBench:
         job, tokenizer = self.plan.job.jobs[task], self.plan.tokenizer
         arms = {VANILLA: self.vanilla, TRIAL: decoder}
         decode = decode_settings(job, tokenizer)
