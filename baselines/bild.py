@@ -37,7 +37,7 @@ class FallBack:
 
 class _FallBack(Part):
     keep = False
-    row_alone = False  # it ends a draft at a token that ends the text, too
+    row_alone = True  # and whether the token before it ended the text
 
     def __init__(self, config: FallBack) -> None:
         self.config = config
@@ -98,7 +98,7 @@ class RollBack:
         if sampling.temperature > 0:
             raise ValueError(
                 f"decode.temperature={sampling.temperature:g}: BiLD has no published rule for sampling; accepted: "
-                "temperature 0 (decode=greedy), or above it the cascade rule bild_star"
+                "temperature 0 (decode=greedy), or above it the cascade rule cascade_bild"
             )
 
     def open_verifier(self, readers: Readers) -> Verifier:

@@ -206,7 +206,7 @@ def _hydra() -> Iterator[None]:
 def test_sampling_is_refused_before_anything_is_measured() -> None:
     arms = {"sd": compose_method("sd"), "bild": compose_method("bild")}
     check_sampling(arms, Sampling())
-    with pytest.raises(UserError, match=r"arm bild: decode\.temperature=0\.7: .*bild_star") as raised:
+    with pytest.raises(UserError, match=r"arm bild: decode\.temperature=0\.7: .*cascade_bild") as raised:
         check_sampling(arms, Sampling(temperature=0.7))
     assert exit_code(raised.value) == 2
 
@@ -214,7 +214,7 @@ def test_sampling_is_refused_before_anything_is_measured() -> None:
 def test_sampling_is_refused_by_the_decoder_too() -> None:
     method = Method(name="bild", drafter=DraftModel(), stop=FallBack(), verifier=RollBack())
     decoder = method.open(TableReaders(Tables()))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"temperature=1: .*bild_star"):
+    with pytest.raises(ValueError, match=r"temperature=1: .*cascade_bild"):
         decoder.generate(PROMPT, Decode(Sampling(temperature=1.0), 4), SeededDraws(0, "a"))
 
 

@@ -58,7 +58,7 @@ TYPED = {
     "method.verifier.slim.mask=[0,3,2]": ["mask=[0, 3, 2]", "ascending"],
     "arms=[{fast: length}]": ["fast", "'length'", "KEY=VALUE"],
     "method=sd arms=[accept_all]": ["accept_all", "hierarchical", "sd"],
-    "method=bild decode=sample": ["arm bild", "decode.temperature=1", "decode=greedy", "bild_star"],
+    "method=bild decode=sample": ["arm bild", "decode.temperature=1", "decode=greedy", "cascade_bild"],
     # files and places
     "method.verifier.slim.mask=/nope.json": ["mask=/nope.json", "search_mask.py"],
     "pair.masks=[/no/such.json]": ["pair.masks", "/no/such.json"],
