@@ -123,6 +123,7 @@ class AheadJudge(Part):
             tiers=["target"] * min(kept + 1, n),
             target_ruled=len(tokens),
             laws=laws,
+            held=draft.held,
         )
 
 

@@ -45,7 +45,7 @@ CASCADES: dict[str, CascadeDrafter] = {
     "one-model": CascadeDrafter(ngram=None, lengths=[[2]]),
     "vertical": CascadeDrafter(ngram=COPY, lengths=[[2, 0], [0, 2]]),
     "horizontal": CascadeDrafter(ngram=COPY, lengths=[[1, 2], [0, 0]]),
-    "paper": CascadeDrafter(ngram=Ngram(shortest_match=2)),
+    "paper": CascadeDrafter(ngram=Ngram(shortest_match=2), lengths=[[2, 10], [0, 10]]),
     "two-models": CascadeDrafter(**TWO, lengths=[[1, 1], [0, 1]]),
     "two-models-lenient": CascadeDrafter(**TWO, lengths=[[2, 0], [0, 1]], lenience=2.0),
     "three": CascadeDrafter(**THREE, lengths=[[1, 1, 1], [0, 1, 1], [0, 0, 2]]),
@@ -236,12 +236,13 @@ def test_a_block_is_what_its_lengths_say() -> None:
         return [round_.drafted for round_ in one.rounds], one.calls, one.fed
 
     # One review of ten n-gram tokens and its own one, then one n-gram token up to 12; the target adds one.
-    drafted, calls, fed = rounds()
+    paper = [[2, 10], [0, 10]]
+    drafted, calls, fed = rounds(lengths=paper)
     assert drafted == [12, 12, 4] and calls == {"target": 3, "draft": 2 + 1}
     # Catch-up: the draft model reads the n-gram token that followed its review, and the target's token.
     assert fed == {"target": 13 + 13 + 5, "draft": 11 + (3 + 10) + (3 + 3)}
     # The stop rule bounds the block: the review has room for seven tokens and its own one.
-    assert rounds(8)[0] == [8, 8, 8, 3]
+    assert rounds(8, lengths=paper)[0] == [8, 8, 8, 3]
     # mid reviews two of draft's, and adds one, until there are four; then draft writes two.
     drafted, calls, _ = rounds(**TWO, lengths=[[4, 2], [0, 2]])
     assert drafted == [6, 6, 6, 6, 2] and calls["mid"] == 2 * 4 + 1

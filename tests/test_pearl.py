@@ -113,9 +113,10 @@ def test_its_verifier_judges_a_draft_that_nobody_wrote_ahead() -> None:
 
 
 def test_its_drafter_stands_before_another_verifier() -> None:
-    """One that rules on all tokens leaves none to hold."""
+    """One that rules on all tokens leaves none to hold, and waits for them: nothing of it is parallel."""
     method = Method(name="t", drafter=PearlDrafter(), stop=FixedLength(length=2), verifier=RuleVerifier())
     assert distance(method, Tables(1), PLAIN) < EXACT
+    assert {round_.held for one, _ in enumerate_paths(method, Tables(1), PLAIN, 2) for round_ in one.rounds} == {None}
 
 
 # --- rounds by hand -----------------------------------------------------------------------------------------------
@@ -296,7 +297,7 @@ def test_held_tokens_stay_read(tokens: list[int], kept: int, stays: int, rewound
     state = State([1, 2], Decode(Sampling(), 10, frozenset({9})), SeededDraws(0, "a"), readers)
     draft = Draft.chain(torch.tensor([5, 6, 7, 8]), torch.zeros(4, 10))
     draft.held = 1
-    verdict = Verdict(tokens, ["target"] * len(tokens), kept, ["target"] * min(2, kept + 1), target_ruled=len(tokens))
+    verdict = Verdict(tokens, ["target"] * len(tokens), kept, ["target"] * min(2, kept + 1), held=1)
     record = state.commit(draft, verdict)
     assert draft.due == 2 and draft.held_after(verdict) == stays
     assert (record.held, record.drafted, told) == (1, 4 - stays, [rewound])

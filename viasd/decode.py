@@ -90,7 +90,8 @@ class Draft:
 
     def held_after(self, verdict: Verdict) -> int:
         """Last tokens that go on to the next round: those that were not due, if all that were due were kept."""
-        return self.length - self.due if len(verdict.tokens) == verdict.kept == self.due else 0
+        whole = verdict.held is not None and len(verdict.tokens) == verdict.kept == self.due
+        return self.length - self.due if whole else 0
 
     @classmethod
     def chain(cls, tokens: Tensor, rows: Tensor, logits: Tensor | None = None) -> Draft:
@@ -127,6 +128,7 @@ class Verdict:
     `kept`: leading tokens equal to the drafted ones. `unjudged`: tokens committed without a verdict.
     `target_ruled`: how many leading tokens the target has read or written when the round ends; None: it did not run.
     `labels`: of the first drafted tokens, which count as accepted for parts that learn; None: those that were kept.
+    `held`: the draft's, from a verifier that ruled on no more than was due.
     `guesses`: provisional tokens, in place of `tokens`. `confirmed`: provisional tokens of earlier rounds that are
     output before `tokens`, the first ones; `withdrawn`: the others, taken back. `taps`: where the judge's reader is
     tapped, what it computed of the tokens that it read and that stand, drafted ones among them.
@@ -147,6 +149,7 @@ class Verdict:
     audits: list[float] | None = None  # min(1, target / law) of pending tokens when the target ran over them
     taps: Taps | None = None
     labels: list[bool] | None = None
+    held: int | None = None
 
 
 @dataclass
@@ -154,8 +157,8 @@ class Round:
     """The record of one round, after stops and limits cut it. Counts as DESIGN section 2 defines them.
 
     Provisional tokens are counted in the round that confirms them or takes them back, and drafted tokens that are held
-    for the next round in the one that rules on them or drops them. `held`: as in Draft (0 or more where the drafter did
-    not wait for the verifier).
+    for the next round in the one that rules on them or drops them. `held`: as in Verdict (0 or more where drafter and
+    verifier need not wait for each other).
     """
 
     prefix: int  # committed ids before the round, prompt included
@@ -283,7 +286,7 @@ class State:
             regions=verdict.regions,
             audits=audits,
             withdrawn=verdict.withdrawn,
-            held=draft.held,
+            held=verdict.held,
         )
         if settled:
             count_settled(record, settled, confirmed, tokens[:count])
