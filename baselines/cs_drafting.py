@@ -49,7 +49,7 @@ class CascadeDrafter:
         default_factory=lambda: ["draft"]
     )
     ngram: Ngram | None = Field(default_factory=Ngram)
-    lengths: list[list[Length]] = Field(default_factory=lambda: [[8, 4], [0, 4]])
+    lengths: list[list[Length]] = Field(default_factory=lambda: [[2, 10], [0, 10]])
     lenience: Annotated[float, Field(ge=1)] = 1.0
 
     @model_validator(mode="after")

@@ -105,6 +105,8 @@ def test_every_drafted_token_comes_with_its_law(name: str) -> None:
 class RowTrip:
     """Ends a block at a token whose row is even. It looks at the row alone, so it may drop the token."""
 
+    row_alone = True
+
     def __init__(self, keep: bool) -> None:
         self.keep = keep
 

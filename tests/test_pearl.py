@@ -85,6 +85,8 @@ def test_a_coin_for_two_tests_is_noticed(length: int) -> None:
 class Trips:
     """Ends a block at an uncertain row, and may drop the token: then there can be no new token at all."""
 
+    row_alone = True
+
     def __init__(self, keep: bool) -> None:
         self.keep = keep
 
