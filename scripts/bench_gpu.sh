@@ -27,7 +27,8 @@ if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
   if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
 fi
-METHODS=$(for path in conf/method/*.yaml; do basename "$path" .yaml; done | grep -vxE 'vanilla|sd|via_sd' | paste -sd,)
+# One of each kind of drafter, stop rule and verifier, beside vanilla, sd and via_sd.
+METHODS=${METHODS:-sd_heuristic,sd_cost_aware,adasd,lenience,prompt_lookup,self_sd,via_sd_budget,via_sd_deferral,via_sd_exact,via_sd_learned,via_sd_paper}
 export VIASD_RESULTS=$RESULTS HF_HUB_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 failures=0

@@ -369,7 +369,7 @@ def test_a_run_prices_it_once(capsys: pytest.CaptureFixture[str], tmp_path: Path
 MISTAKES = {
     "arms=[draft_only]": ["draft_only", "stop.target_cost", "accepted"],
     "method=sd_confidence method.stop.keep_tripping=false decode=sample": [
-        "method sd_confidence", "stop.keep_tripping=false", "decode.temperature=", "accepted",
+        "arm sd_confidence", "stop.keep_tripping=false", "decode.temperature=", "accepted",
     ],
 }  # fmt: skip
 
