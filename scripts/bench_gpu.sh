@@ -12,6 +12,7 @@
 # RESULTS  where pairs and tables go (results/ of the checkout): RESULTS/bench/DEVICE/
 # PYTHON   the interpreter (.venv/bin/python where there is one, else python3)
 # MODE     engine.mode of the bench (graphs; the same steps are timed in eager beside it)
+# METHODS  of conf/method, beside vanilla, sd and via_sd (one of a kind)
 # OUT      a folder to copy the tables to, if set
 # LIMIT    seconds for everything (530): each part has its own limit, and what is left of this one
 #
