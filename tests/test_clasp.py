@@ -214,3 +214,25 @@ def test_mistakes(tiny: ModelFactory) -> None:
         ClaspDrafter(skip_ratio=0.7, keep_ends=True).open_drafter(engine.readers())
     with pytest.raises(ValueError, match="interval"):
         ClaspDrafter(interval=0)
+
+
+@torch.inference_mode()
+def test_the_layers_follow_from_the_last_verified_token(tiny: ModelFactory) -> None:
+    """In the loop as from a fresh engine that has read as much: of the last token the target has read and kept."""
+    model = tiny("llama", layers=8)
+    stop = FixedLength(length=3)
+    method = Method(name="c", drafter=ClaspDrafter(interval=1), stop=stop, verifier=RuleVerifier())
+    decoder = method.open(Engine({"target": model}, VOCABULARY, 64))
+    shown: list[list[int]] = []
+    reader: Any = decoder.drafter.reader  # type: ignore[attr-defined]
+    reader.show = shown.append
+    generation = decoder.generate(PROMPT, Decode(Sampling(temperature=1.0), 30), SeededDraws(0, "a"))
+    ids, readers = torch.tensor(PROMPT + generation.token_ids), Engine({"target": model}, VOCABULARY, 64).readers()
+    target, search = readers.get("target"), readers.changing(None, "search")
+    target.tap(range(8))
+    assert len(shown) == len(generation.rounds) - 1 > 5
+    for round_, kept in zip(generation.rounds, shown, strict=False):
+        position = round_.prefix + round_.committed - 2  # the very last one is written, not read
+        target.feed(ids, position + 1, 1)
+        assert target.tapped is not None
+        assert kept == choose_layers(search.alone(position, 4), last_states(target.tapped), 4, range(8))[0]

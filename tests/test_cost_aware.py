@@ -18,6 +18,7 @@ from doubles import PROMPT, TableReaders, Tables
 from baselines.stops import CostAwareLength
 from baselines.stops.acceptance import BIN_PRIOR, EDGES, WINDOW, Acceptance, Fading, bin_of
 from baselines.stops.cost_aware import AHEAD, FIRST, LENGTHS, expected_run, spread
+from experiments.beforehand import smooth
 from experiments.run import main
 from viasd.decode import Decode, Draft, Generation, Verdict
 from viasd.drafting import DraftModel, FixedLength, StopSpec
@@ -37,6 +38,16 @@ def test_costs_are_linear_between_and_never_fall() -> None:
     assert spread({1: 1.0, 4: 4.0, 8: 6.0}, 10) == pytest.approx([0, 1, 2, 3, 4, 4.5, 5, 5.5, 6, 6.5, 7])
     assert spread({2: 3.0, 4: 2.0, 8: 4.0}, 8) == pytest.approx([0, 3, 3, 3, 3, 3, 3, 3.5, 4])
     assert spread({1: 0.5}, 3) == [0, 0.5, 0.5, 0.5]
+
+
+def test_calibrated_costs_are_a_line_whatever_the_machine_did_meanwhile() -> None:
+    fed = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64)
+    true = {n: 0.8 if n == 1 else 1.0 + 0.1 * n for n in fed}
+    assert smooth(true) == pytest.approx({1: 0.8, 2: 1.2, 64: 7.4})
+    disturbed = {n: cost * {3: 2.0, 7: 3.0, 32: 1.8}.get(n, 1.0) for n, cost in true.items()}
+    assert smooth(disturbed) == pytest.approx({1: 0.8, 2: 1.2, 64: 7.4}, rel=0.05)
+    assert smooth({**true, 1: 9.0})[1] == smooth(true)[2]  # one token never costs more than two
+    assert smooth({1: 2.0, 2: 1.9, 3: 1.8}) == pytest.approx({1: 1.85, 2: 1.85, 3: 1.85})
 
 
 def test_expected_run() -> None:
@@ -350,7 +361,11 @@ SMALL = [
 ]
 
 
-def test_a_run_prices_it_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_run_prices_it_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.costs.REPEATS", 1)
+    monkeypatch.setattr("experiments.costs.SERIES", 2)
     typed = [*SMALL, f"results_dir={tmp_path}", 'arms=[vanilla,method,{req: "stop.memory=request"}]']
     code, out, err = call(capsys, main, "--plan", *typed)
     assert code == 0 and "call costs, which are measured" in out, err
@@ -361,7 +376,7 @@ def test_a_run_prices_it_once(capsys: pytest.CaptureFixture[str], tmp_path: Path
     stops = [arms[name]["stop"] for name in ("sd_cost_aware", "req")]
     costs = stops[0]["target_cost"], stops[0]["draft_cost"]
     assert costs == (stops[1]["target_cost"], stops[1]["draft_cost"]) and costs[0]["1"] == 1
-    assert all(0 < costs[1][fed] < costs[0][fed] for fed in ("1", "4", "8"))
+    assert all(0 < costs[1][fed] < costs[0][fed] for fed in ("1", "2", "64"))
     code, out, _ = call(capsys, main, "--plan", *typed)
     assert code == 0 and path.parent.name in out
 

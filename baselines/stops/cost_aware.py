@@ -17,7 +17,7 @@ from viasd.spec import spec
 
 AHEAD = (1, 2, 4, 8)  # how many tokens further a decision looks
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of blocks that are drafted whole: few, so that recordings serve
-FIRST = 8  # tokens of the first block, at most; later ones two more for each token that was kept
+FIRST = 12  # tokens of the first block, at most; later ones two more for each token that was kept
 PROBING = 0.02  # share of the time that may be spent on drafts while they do not pay
 CATCH_UP = 64  # tokens that a drafter did not read, beyond which reading them is taken to cost no more
 RATE_WINDOW, RATE_PRIOR = 0.98, 10.0  # what older rounds weigh at each round; target steps that the prior counts for
@@ -50,8 +50,9 @@ class CostAwareLength:
     Where blocks are drafted whole (accelerators) the length is chosen before, by the same sums with S = 1, and the test
     cuts off what the target had better not read.
 
-    Costs by tokens fed, in any unit, linear in between; null: calibrated before a run, relative to a target step. No
-    clock is read. It knows past rounds, and of a block the rows so far: the output law does not depend on it.
+    Costs by tokens fed, in any unit, linear in between; null: calibrated before a run, relative to a target step (a
+    line through what was measured, one token apart). No clock is read. It knows past rounds, and of a block the rows so
+    far: the output law does not depend on it.
     """
 
     max_length: Annotated[int, Field(ge=1, le=64)] = 40
