@@ -228,35 +228,39 @@ def _ideal_per_token(arm: Arm) -> Statistic:
 
 
 def predicted_tokens_per_second(arm: Arm) -> Statistic | None:
-    """Tokens per second if calls took their isolated costs, and a round what vanilla's takes beside them.
+    """Tokens per second from the arm's calls, as they cost in turn beside each example, and its loop's own time.
 
-    That extra is vanilla's (measured - isolated) seconds per round on the same prompts, so vanilla is predicted as
-    measured. Of the arm itself only its calls and rounds are used, none of its clocks.
+    Of the arm's passes over these examples only the calls and rounds are used, none of their clocks (experiments.turns
+    says what is timed instead). None where a row has no prediction: it was stored before there were any.
     """
-    if (base := arm.vanilla) is None or not any(row.ideal_seconds for row in arm.timed.rows):
+    if not all(row.predicted_seconds for row in arm.timed.rows):
         return None
-    return _tokens_per_second_beside(base, arm, _ideal_per_token(arm))
+    return arm.timed.ratio(tokens, lambda row: row.predicted_seconds or 0.0) if arm.timed.rows else None
 
 
 def modelled_parallel_tokens_per_second(arm: Arm) -> Statistic | None:
-    """`predicted_tokens_per_second` if draft model and target of a round ran at the same time, on a device each.
+    """Tokens per second if draft model and target of a round ran at the same time, on a device each.
 
-    Only for arms whose drafter does not wait for the verifier.
+    At isolated costs; a round takes besides what one of vanilla does, measured less isolated. Only for arms whose
+    drafter does not wait for the verifier.
     """
     if (base := arm.vanilla) is None or not any(row.parallel_seconds for row in arm.timed.rows):
         return None
-    return _tokens_per_second_beside(base, arm, arm.timed.ratio(lambda row: row.parallel_seconds or 0.0, tokens))
-
-
-def _tokens_per_second_beside(base: Arm, arm: Arm, inside: Statistic) -> Statistic:
-    """With `inside` seconds in calls per token, and per round what one of vanilla takes beside its call."""
+    inside = arm.timed.ratio(lambda row: row.parallel_seconds or 0.0, tokens)
     loss = base.timed.ratio(lambda row: decode_seconds(row) - (row.ideal_seconds or 0.0), _rounds)
-    rounds = arm.timed.ratio(_rounds, tokens)
-    return lift(lambda inside, rounds, loss: 1 / (inside + rounds * loss), inside, rounds, loss)
+    return lift(
+        lambda inside, rounds, loss: 1 / (inside + rounds * loss), inside, arm.timed.ratio(_rounds, tokens), loss
+    )
 
 
 def _rounds(row: Row) -> float:
     return row.rounds
+
+
+def speed_over_predicted(arm: Arm) -> Statistic | None:
+    """Measured tokens per second over predicted ones."""
+    predicted = predicted_tokens_per_second(arm)
+    return None if predicted is None else tokens_per_second(arm) / predicted
 
 
 def request_speedup(arm: Arm) -> Statistic | None:

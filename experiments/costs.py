@@ -163,6 +163,8 @@ class CallCosts:
     cost_id: str
     curves: dict[str, CostCurve]
     names: dict[tuple[str, str], str]  # (arm, role) -> name of the curve
+    views: Mapping[str, Kept]  # those of the curves that are the target's views
+    context: int  # tokens in the caches behind which steps are timed
 
     def seconds(self, arm: str, role: str, fed: int) -> float:
         return self.curves[self.names[arm, role]].seconds(fed)
@@ -198,4 +200,6 @@ def calibrate(engine: Engine, arms: Mapping[str, Speculative], who: Mapping[str,
     curves = {
         name: CostCurve({int(fed): Cost(**cost) for fed, cost in steps.items()}) for name, steps in stored.items()
     }
-    return CallCosts(digest(stored), curves, names)  # of the numbers: a file that was removed is measured anew
+    return CallCosts(
+        digest(stored), curves, names, views, context
+    )  # of the numbers: a file that was removed is measured anew

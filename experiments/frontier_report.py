@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from experiments.comparison import (
     Arm,
     fidelity,
-    predicted_tokens_per_second,
     quality_delta,
     seconds_per_token,
+    speed_over_predicted,
     speedup,
     tokens_per_second,
 )
@@ -51,8 +51,8 @@ NOTES = (
     f"advantage: mean over fidelity {LOWEST:g} to 1 of the speed of the fastest setting with at least that fidelity "
     "(vanilla where none has it) over the free speed, minus 1. Speeds at a shortfall are joined linearly in seconds "
     "per token between settings; a dash: the settings do not cover it.",
-    "of predicted: measured tokens per second over those predicted from the arm's calls at isolated costs and, for "
-    "each of its rounds, what a round of vanilla takes beside its call (vanilla's is 1 by that definition).",
+    "of predicted: measured tokens per second over those predicted from the arm's calls, at the costs of calls in turn "
+    "timed beside each example, and from its loop's own time on calibration prompts; no clock of the measured passes.",
     "Several tasks: the unweighted mean of their numbers, absent where one of them has none. 95% bootstrap intervals "
     "over prompts, paired across arms; several seeds of a prompt are resampled together.",
 )
@@ -90,18 +90,13 @@ def _arm_row(place: Sequence[Arms], name: str) -> list[str]:
         interval(of_arm(place, name, fidelity), 4),
         interval(of_arm(place, name, seconds_per_token), 2, scale=1000),
         interval(of_arm(place, name, tokens_per_second), 0),
-        interval(of_arm(place, name, _of_predicted), 2),
+        interval(of_arm(place, name, speed_over_predicted), 2),
         interval(over_coin, 2),
         against or ABSENT,
         interval(of_arm(place, name, speedup_over_slim_coin), 2),
         ABSENT if least_speed is None else f"{least_speed:.3f}",
         ABSENT if least_quality is None else f"{least_quality:.3f}",
     ]
-
-
-def _of_predicted(arm: Arm) -> Statistic | None:
-    predicted = predicted_tokens_per_second(arm)
-    return None if predicted is None else tokens_per_second(arm) / predicted
 
 
 def _group_cells(place: Sequence[Arms], settings: Settings) -> list[list[str]]:

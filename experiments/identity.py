@@ -35,6 +35,7 @@ MEASURING = (
     "stopping.py",
     "tasks",
     "tokens.py",
+    "turns.py",
 )
 LIBRARIES = ("torch", "transformers", "tokenizers", "rouge-score", "sacrebleu")  # models and scorers
 

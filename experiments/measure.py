@@ -43,6 +43,14 @@ class CallPrices(Protocol):
     def seconds(self, arm: str, role: str, fed: int) -> float: ...
 
 
+class TurnPrices(Protocol):
+    """Costs of calls in turn, timed beside the timed passes, and of the loop around them (experiments.turns)."""
+
+    def forget(self) -> None: ...
+    def time(self, arm: str) -> None: ...
+    def seconds(self, arm: str, calls: Sequence[Sequence[Call]], rounds: int) -> float | None: ...
+
+
 class Stopwatch:
     """Marks of one generation: prompt read, rounds ended. An accelerator is synchronized where a time begins."""
 
@@ -144,9 +152,10 @@ class Bench:
         seed: int,
         repeats: int,
         costs: CallPrices | None = None,
+        turns: TurnPrices | None = None,
     ) -> None:
         self.engine, self.arms, self.task, self.tokenizer = engine, dict(arms), task, tokenizer
-        self.decode, self.seed, self.repeats, self.costs = decode, seed, repeats, costs
+        self.decode, self.seed, self.repeats, self.costs, self.turns = decode, seed, repeats, costs, turns
         self._scores: dict[tuple[str, str], dict[str, float]] = {}
         # What an arm knew before the example at an index. At first: what it knows when it was just opened.
         self._memory = {(name, 0): snapshot(decoder) for name, decoder in arms.items()}
@@ -181,15 +190,28 @@ class Bench:
         names = list(self.arms)
         if timed:
             with collection_off():
+                if self.turns is not None:
+                    self.turns.forget()
                 for repeat in range(self.repeats):
                     shift = (prompt.index + repeat) % len(names)
                     for name in names[shift:] + names[:shift]:
-                        self._guard(rows[name], lambda row: self._time(row, prompt))
+                        with self._timing_turns(name):
+                            self._guard(rows[name], lambda row: self._time(row, prompt))
                 for name in names:
                     self._guard(rows[name], lambda row: self._profile(row, prompt))
         for name in names:
             self._guard(rows[name], lambda row: self._detail(row, prompt, timed))
         return list(rows.values())
+
+    @contextmanager
+    def _timing_turns(self, arm: str) -> Iterator[None]:
+        """Time the costs of an arm's calls in turn before and after what is inside."""
+        if self.turns is None:
+            yield
+            return
+        self.turns.time(arm)
+        yield
+        self.turns.time(arm)
 
     def _guard(self, row: Row, step: Callable[[Row], None]) -> None:
         """An arm that fails leaves an error row without timings; the other arms go on.
@@ -245,6 +267,8 @@ class Bench:
         row.ideal_seconds = self._ideal_seconds(row.arm, profile)
         if any(record.held is not None for record in generation.rounds):
             row.parallel_seconds = self._parallel_seconds(row.arm, profile)
+        if self.turns is not None:
+            row.predicted_seconds = self.turns.seconds(row.arm, profile.rounds, len(generation.rounds))
 
     def _detail(self, row: Row, prompt: Prompt, timed: bool) -> None:
         """The same generation again with laws and audits recorded; then text and scores."""

@@ -69,6 +69,7 @@ class Row:
     profiled_seconds: float | None = None  # decode seconds of the profiled pass
     ideal_seconds: float | None = None  # its calls at their isolated costs
     parallel_seconds: float | None = None  # modelled: the same with the readers of a round at work at the same time
+    predicted_seconds: float | None = None  # its calls as they cost in turn here, and the loop's own time
     trace: list[list[Any]] = field(default_factory=list)  # one entry per round, as `trace_round` makes it
     audits: int = 0  # tokens the target had not ruled on and later saw
     audit_agreement: float = 0.0  # sum of min(1, target / law) over them

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from experiments.records import Row
     from experiments.tracking import Tracker
 
+WARM_UP_PROMPTS = 3  # calibration prompts; on the first one every arm is warmed up, on all its loop is watched
 PREVIEWS: list[Preview] = []  # the jobs of this process, where they are only planned
 FINISHED: list[Plan] = []  # the runs of this process, for what is said of all of them at the end
 
@@ -87,6 +88,7 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker) -> None:
     from experiments.costs import calibrate
     from experiments.loading import decode_settings
     from experiments.measure import Bench, memory, with_readers
+    from experiments.turns import Turns
 
     job = plan.job
     log_to(plan.folder.log_path)
@@ -94,15 +96,9 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker) -> None:
     decoders = {name: arm.open(engine) for name, arm in plan.arms.items()}
     ours = with_readers(decoders)
     costs = calibrate(engine, ours, {key: plan.identity[key] for key in CALIBRATED}, job.settings.results)
+    decode, turns = decode_settings(job, plan.tokenizer), Turns(engine, costs, job.settings.seed)
     bench = Bench(
-        engine,
-        decoders,
-        job.task,
-        plan.tokenizer,
-        decode_settings(job, plan.tokenizer),
-        job.settings.seed,
-        job.settings.repeats,
-        costs,
+        engine, decoders, job.task, plan.tokenizer, decode, job.settings.seed, job.settings.repeats, costs, turns
     )
     before = plan.folder.read_run() or {}
     record = {
@@ -117,8 +113,11 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker) -> None:
     try:
         _start_tracking(plan, tracker, record)
         bench.remember(plan.folder.read_rows())
-        warm = plan.tokenizer(job.task.in_seen_wording().examples("calibration", 1)[0].prompt).input_ids
-        bench.warm_up(warm[: engine.slots // 2])
+        texts = [one.prompt for one in job.task.in_seen_wording().examples("calibration", WARM_UP_PROMPTS)]
+        warm = [plan.tokenizer(text).input_ids[: engine.slots // 2] for text in texts]
+        bench.warm_up(warm[0])
+        turns.watch_loops(ours, warm, decode, job.settings.seed)
+        record["loops"] = {name: asdict(loop) for name, loop in turns.loops.items()}
         with tqdm(
             missing, desc=f"{job.method.name} on {job.task.name}", unit="example", leave=False, disable=None
         ) as bar:

@@ -300,6 +300,26 @@ def test_frontier_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert {line.count(" | ") for line in lines if line.startswith("| arm")} == {9}
 
 
+def test_measured_over_predicted_also_of_runs_stored_before_there_were_predictions(tmp_path: Path) -> None:
+    def column(run_id: str) -> dict[str, str]:
+        runs = [tables.read(tables.RunFolder(tmp_path, run_id))]
+        section = tables.write_frontier(runs, {}, tmp_path / "tables", run_id)[0].read_text()
+        header, _, *lines = [line.split(" | ") for line in section.splitlines() if line.startswith("|")]
+        return {line[0].removeprefix("| "): line[header.index("of predicted")] for line in lines}
+
+    for run_id in ("old", "new"):
+        store(tmp_path, run_id, "qa")
+        path = tmp_path / "runs" / run_id / "rows.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            del row["predicted_seconds"]
+            if run_id == "new":
+                row["predicted_seconds"] = row["decode_seconds"][0] * (0.5 if row["arm"] == "sd" else 1)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert set(column("old").values()) == {"-"}
+    assert column("new")["sd"].startswith("0.50") and column("new")["vanilla"] == "1.00"
+
+
 def test_seeds_of_one_task_are_one_comparison(tmp_path: Path) -> None:
     for seed in (0, 1):
         store(tmp_path, f"seed{seed}", "qa", seed=seed)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from experiments.measure import Bench, NaNLogits, Profile
+from experiments.measure import Bench, NaNLogits, Profile, Prompt
 from viasd.decode import Decode
 from viasd.reader import Probe
 from viasd.sampling import Sampling
@@ -65,6 +65,23 @@ def test_warming_up_prepares_the_engine_between_two_passes() -> None:
     bench.decode, bench.seed = Decode(Sampling(), 4), 0
     bench.warm_up([1])
     assert log == ["decode", "prepare", "decode"]
+
+
+def test_turns_are_timed_on_both_sides_of_each_timed_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    bench = object.__new__(Bench)
+    bench.arms, bench.repeats = {"a": None, "b": None}, 2  # type: ignore[dict-item]
+    bench.turns = SimpleNamespace(forget=lambda: log.append("forget"), time=lambda arm: log.append(f"turns {arm}"))  # type: ignore[assignment]
+    monkeypatch.setattr(bench, "_guard", lambda row, step: step(row))
+    for name in ("time", "profile", "detail"):
+        monkeypatch.setattr(bench, f"_{name}", lambda row, *_, name=name: log.append(f"{name} {row.arm}"))
+    prompt = Prompt(0, SimpleNamespace(example_id="x"), [1])  # type: ignore[arg-type]
+    bench.measure(prompt, timed=False)
+    assert log == ["detail a", "detail b"]
+    log.clear()
+    bench.measure(prompt, timed=True)
+    timed = [f"{what} {arm}" for arm in "abba" for what in ("turns", "time", "turns")]
+    assert log == ["forget", *timed, "profile a", "profile b", "detail a", "detail b"]
 
 
 def test_nan_is_told_by_its_reader_also_as_the_cause_of_another_error_but_not_of_ctrl_c() -> None:

@@ -281,17 +281,15 @@ def test_device_share_is_of_the_rows_that_have_an_accelerators_clock() -> None:
     assert not any(name.startswith("device_share") for name in summary["vanilla"])
 
 
-def test_predicted_speed_is_from_calls_and_rounds() -> None:
-    """Vanilla takes 0.5 ms a round beside its call; the arm, 10 rounds with calls of 20 ms in all: 25 ms, 40 tokens."""
-    rows = [
-        Row("a", "vanilla", 0, new_tokens=50, rounds=50, decode_seconds=[0.1], ideal_seconds=0.075),
-        Row("a", "arm", 0, new_tokens=40, rounds=10, decode_seconds=[0.05], ideal_seconds=0.02),
-    ]
-    summary = summarize(rows, ["vanilla", "arm"], temperature=0.0)
-    assert number(summary, "arm", "predicted_tokens_per_second") == pytest.approx(40 / 0.025)
-    assert number(summary, "vanilla", "predicted_tokens_per_second") == pytest.approx(500)  # as measured
-    rows[1].decode_seconds = [9.0]
-    again = summarize(rows, ["vanilla", "arm"], temperature=0.0)
-    assert again["arm"]["predicted_tokens_per_second"] == summary["arm"]["predicted_tokens_per_second"]
-    uncalibrated = [Row("a", arm, 0, new_tokens=50, rounds=50, decode_seconds=[0.1]) for arm in ("vanilla", "arm")]
-    assert "predicted_tokens_per_second" not in summarize(uncalibrated, ["vanilla", "arm"], temperature=0.0)["arm"]
+def test_predicted_speed_is_of_totals_and_resampled_with_the_measured_one() -> None:
+    def rows(*predicted: float | None) -> list[Row]:
+        counts = {"new_tokens": 40, "decode_seconds": [0.5, 0.3]}  # repeats are averaged: 0.4
+        return [Row(f"{i}", "sd", i, predicted_seconds=one, **counts) for i, one in enumerate(predicted)]  # type: ignore[arg-type]
+
+    summary = summarize(rows(0.3, 0.5), ["sd"], temperature=0.0)
+    assert number(summary, "sd", "predicted_tokens_per_second") == pytest.approx(80 / 0.8)
+    assert number(summary, "sd", "speed_over_predicted") == pytest.approx(0.8 / 0.8)
+    entry = summarize(rows(*[0.32] * 5), ["sd"], temperature=0.0)["sd"]["speed_over_predicted"]
+    assert entry == pytest.approx({"value": 0.8, "low": 0.8, "high": 0.8})  # a ratio of each resample's own totals
+    for older in (rows(None, None), rows(0.3, None)):  # stored before there were predictions
+        assert not [name for name in summarize(older, ["sd"], temperature=0.0)["sd"] if "predicted" in name]
