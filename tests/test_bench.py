@@ -156,6 +156,12 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How wide the table is depends on how long things took: a narrow terminal gets it in two parts."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 def run(capsys: pytest.CaptureFixture[str], results: Path, *overrides: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of one call."""
     return call(capsys, main, *SMALL, f"results_dir={results}", *overrides)

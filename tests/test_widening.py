@@ -80,6 +80,7 @@ def double_norms(monkeypatch: pytest.MonkeyPatch) -> None:
         return functional.rms_norm(states, weight.shape, weight, eps)
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", library)
+    monkeypatch.setattr("viasd.layers.normalize", fused)
     monkeypatch.setattr("viasd.forward.normalize", fused)
 
 
