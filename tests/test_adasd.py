@@ -451,7 +451,7 @@ def bench(tiny: ModelFactory, variant: ModelFactory) -> Bench:
     made.engine = Engine({"target": target, "draft": variant(target, "noisy")}, IDS_OF_MODELS, 96)
     method = method_of(JsVerifier(), EntropyStop(cap=4))
     made.arms = {"adasd": method.open(made.engine), "sd": method_of(RuleVerifier()).open(made.engine)}
-    made.decode, made.seed, made.costs = Decode(Sampling(temperature=1.0), 40), 0, None
+    made.decode, made.seed, made.costs, made.turns = Decode(Sampling(temperature=1.0), 40), 0, None, None
     return made
 
 
