@@ -67,7 +67,7 @@ class Stopwatch:
         if event == "prefilled":
             self._synchronize()
             self.prefilled = perf_counter()
-        elif self.first == 0.0:
+        elif self.first == 0.0 and event == "round":  # a provisional token is no output yet
             self.first = perf_counter()
 
     def __exit__(self, *_: object) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from experiments.measure import Bench, NaNLogits, Profile, Prompt
+from experiments.measure import Bench, NaNLogits, Profile, Prompt, Stopwatch
 from viasd.decode import Decode
 from viasd.reader import Probe
 from viasd.sampling import Sampling
@@ -47,6 +47,17 @@ def test_a_processor_has_one_clock() -> None:
     with profile.watch("draft", 1):
         pass
     assert profile.device_seconds == {} and list(profile.seconds) == ["draft"]
+
+
+def test_the_first_token_is_the_first_that_is_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Provisional tokens (mode exact) may still be taken back."""
+    now = [0.0]
+    monkeypatch.setattr("experiments.measure.perf_counter", lambda: now[0])
+    with Stopwatch(torch.device("cpu")) as watch:
+        for event in ("prefilled", "provisional", "provisional", "round", "round"):
+            now[0] += 1
+            watch(event)
+    assert (watch.start, watch.prefilled, watch.first, watch.end) == (0, 1, 4, 5)
 
 
 def test_a_block_is_one_time_and_as_many_calls_as_it_holds() -> None:
