@@ -15,6 +15,7 @@ from viasd.decode import Decode, Draft, Drafter, Generation, Memory, RowReader, 
 from viasd.method import Method
 from viasd.sampling import Draws, Sampling, Stream
 from viasd.taps import Taps
+from viasd.trees import Nodes
 
 Outcome = tuple[int, ...]
 PROMPT = [0, 2]
@@ -59,6 +60,7 @@ class TableReader:
     def __init__(self, role: str, tables: Tables, slots: dict[int, _Slot], stronger: TableReader | None = None) -> None:
         self.role, self.tables, self.slots, self.stronger = role, tables, slots, stronger
         self.calls = self.fed = self._read = 0
+        self._tree: list[int] = []
 
     @property
     def read(self) -> int:
@@ -85,6 +87,30 @@ class TableReader:
         self.fed += stop - start
         rows = [self.tables.logits(self.role, sequence[: end + 1]) for end in range(stop - last, stop)]
         return torch.tensor(rows, dtype=torch.float64)
+
+    def feed_nodes(self, ids: Tensor, stop: int, nodes: Nodes, last: int) -> Tensor:
+        text, start, tokens = ids[:stop].tolist(), self.read, nodes.tokens.tolist()
+        if start < stop:
+            self.feed(ids, stop, last=0)
+            self.calls, self.fed = self.calls - 1, self.fed - (stop - start)
+        self._tree = [*self._tree[: nodes.first], *tokens]
+        assert len(self._tree) == nodes.first + len(tokens), f"{self.role}: nodes before these were not fed"
+        prefixes = [text[: end + 1] for end in range(start, stop)]
+        for place, row in enumerate(nodes.seen.tolist(), nodes.first):
+            path = [node for node, seen in enumerate(row) if seen]
+            assert nodes.depths[path].tolist() == list(range(1, len(path) + 1)) and path[-1] == place
+            assert nodes.parents[place - nodes.first] == (path[-2] if len(path) > 1 else -1)
+            prefixes.append([*text, *(self._tree[node] for node in path)])
+        self._read = stop
+        self.calls += 1
+        self.fed += stop - start + len(tokens)
+        rows = [self.tables.logits(self.role, prefix) for prefix in prefixes[-last:]]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def keep(self, length: int, path: Sequence[int]) -> None:
+        for place, node in enumerate(path, length):
+            self.slots[place] = _Slot(self._tree[node], self.role)
+        self._read = length + len(path)
 
     def draft_on(
         self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws, trip: TripTest | None = None
@@ -171,6 +197,13 @@ class BranchingDraws:
                 break
             accepted += 1
         return torch.tensor(accepted)
+
+    def first_accepted(self, numerators: Tensor, denominators: Tensor, where: Tensor) -> Tensor:
+        trials = zip(numerators.tolist(), denominators.tolist(), where.tolist(), strict=True)
+        for place, (numerator, denominator, used) in enumerate(trials):
+            if used and self.accept(numerator, denominator):
+                return torch.tensor(place)
+        return torch.tensor(len(where))
 
     def coin(self, probability: float) -> bool:
         return self.choose([probability, 1 - probability]) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -193,3 +195,15 @@ def test_residual_that_vanishes_falls_back_to_the_row() -> None:
     rule = RuleRows(reject=torch.zeros(1, 2), residual=row, bonus=torch.tensor([1.0, 0.0]))
     tokens = {int(judge_chain(torch.tensor([0]), row, rule, SeededDraws(n, "a")).token) for n in range(30)}
     assert tokens == {0, 1}
+
+
+def test_the_first_accepted_of_several_uses_a_coin_for_each() -> None:
+    """Places outside `where` are never it; n says that none was."""
+    draws, seen = SeededDraws(0, "a"), Counter[int]()
+    numerators, where = torch.tensor([0.5, 1.0, 0.25, 0.5]), torch.tensor([True, False, True, True])
+    for _ in range(4000):
+        seen[int(draws.first_accepted(numerators, torch.ones(4), where))] += 1
+    expected = {0: 0.5, 2: 0.125, 3: 0.1875, 4: 0.1875}
+    assert set(seen) == set(expected)
+    for place, share in expected.items():
+        assert abs(seen[place] / 4000 - share) < 0.03

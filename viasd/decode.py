@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from viasd.blocks import DraftedBlock, TripTest, check_trip
 from viasd.models import Kept
 from viasd.sampling import Draws, Sampling
 from viasd.taps import Taps
+from viasd.trees import Nodes, Tree
 
 Tier = Literal["draft", "slim", "target"]
 Source = Literal["draft", "slim", "target"]
@@ -35,6 +36,14 @@ class RowReader(Protocol):
         self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws, trip: TripTest | None = None
     ) -> DraftedBlock: ...
     def rewind(self, length: int) -> None: ...
+
+
+@runtime_checkable
+class NodeReader(RowReader, Protocol):
+    """A reader that reads trees too."""
+
+    def feed_nodes(self, ids: Tensor, stop: int, nodes: Nodes, last: int) -> Tensor: ...
+    def keep(self, length: int, path: Sequence[int]) -> None: ...
 
 
 class Readers(Protocol):
@@ -71,6 +80,7 @@ class Draft:
 
     `logits` [n, V]: the drafter's raw rows, where it has any. `held`: the drafter did not wait for the verifier; so
     many leading tokens are left of the round before, and of those behind them only the first one is due in this round.
+    `tree`: how the tokens hang together where they are no chain; they stand nowhere in the ids then.
     """
 
     tokens: Tensor
@@ -78,6 +88,7 @@ class Draft:
     parents: Tensor
     logits: Tensor | None = None
     held: int | None = None
+    tree: Tree | None = None
 
     @property
     def length(self) -> int:
@@ -131,7 +142,8 @@ class Verdict:
     `held`: the draft's, from a verifier that ruled on no more than was due.
     `guesses`: provisional tokens, in place of `tokens`. `confirmed`: provisional tokens of earlier rounds that are
     output before `tokens`, the first ones; `withdrawn`: the others, taken back. `taps`: where the judge's reader is
-    tapped, what it computed of the tokens that it read and that stand, drafted ones among them.
+    tapped, what it computed of the tokens that it read and that stand, drafted ones among them. `depth`: of a draft
+    that is a tree, how deep it is, which is what counts as drafted.
     """
 
     tokens: list[int]
@@ -150,6 +162,7 @@ class Verdict:
     taps: Taps | None = None
     labels: list[bool] | None = None
     held: int | None = None
+    depth: int | None = None
 
 
 @dataclass
@@ -179,6 +192,7 @@ class Round:
     withdrawn: int = 0  # provisional tokens taken back
     settled: list[tuple[int, bool]] = field(default_factory=list)  # earlier provisional tokens: place in block, kept
     held: int | None = None
+    nodes: int | None = None  # of a drafted tree
 
     @property
     def judgments(self) -> list[tuple[int, bool]]:
@@ -257,7 +271,8 @@ class State:
         fresh = max(0, count - confirmed)  # of this round's own tokens
         tiers, kept, unjudged = verdict.tiers[:fresh], min(verdict.kept, fresh), min(verdict.unjudged, fresh)
         held = 0 if self.finish_reason is not None else draft.held_after(verdict)
-        dropped = draft.length - held - len(tiers) - unjudged
+        drafted = (draft.length if verdict.depth is None else verdict.depth) - held
+        dropped = drafted - len(tiers) - unjudged
         audits = verdict.audits
         if audits is not None:  # the last of them are of this round's tokens; those that a stop dropped do not count
             dropped_audits = sum(source != "target" for source in verdict.sources[fresh : verdict.kept + 1])
@@ -271,7 +286,7 @@ class State:
         is_cut = count < len(tokens) or (self.finish_reason is not None and kept == fresh)
         record = Round(
             prefix=before,
-            drafted=draft.length - held,
+            drafted=drafted,
             judged=len(tiers),
             rejected=max(0, len(tiers) - kept),
             unjudged=unjudged,
@@ -287,6 +302,7 @@ class State:
             audits=audits,
             withdrawn=verdict.withdrawn,
             held=verdict.held,
+            nodes=None if draft.tree is None else draft.length,
         )
         if settled:
             count_settled(record, settled, confirmed, tokens[:count])

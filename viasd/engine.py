@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -17,6 +17,8 @@ from viasd.models import Branches, Kept, Pair, PairError, attention_layers, comm
 from viasd.reader import Probe, Reader
 from viasd.views import ViewReader
 
+T = TypeVar("T")
+R = TypeVar("R", bound=Reader)
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Mode = Literal["auto", "eager", "fused", "graphs", "compile"]
@@ -60,6 +62,8 @@ class Engine:
         recorded = self.device.type == "cuda" and mode in ("auto", "graphs", "compile")
         self.record: Record | None = CudaRecorder() if recorded else None
         self.compiler = LayerCompiler("inductor")
+        self.head_names: dict[str, str] = {}  # of the pair: folders or names on a hub
+        self.heads: dict[str, Any] = {}  # modules that draft from the target's features, by name, once they are loaded
         self._views: dict[tuple[int, ...] | Branches, Any] = {}
         self._caches: dict[str, Any] = {}
         self._masks: dict[Any, MaskBank] = {}
@@ -79,7 +83,10 @@ class Engine:
         where = resolve_device(device)
         kind = resolve_dtype(dtype, where)
         vocabulary = common_vocabulary(pair)
-        return cls({role: load_model(pair, role, kind, where) for role in roles}, vocabulary, slots, mode)
+        models = {role: load_model(pair, role, kind, where) for role in roles if role not in pair.heads}
+        engine = cls(models, vocabulary, slots, mode)
+        engine.head_names = dict(pair.heads)
+        return engine
 
     @property
     def device(self) -> torch.device:
@@ -173,6 +180,15 @@ class Engine:
         """The views made so far, by the layers or branches they keep."""
         return dict(self._views)
 
+    def head(self, name: str, load: Callable[[str], T]) -> T:
+        """The head of that name, loaded at first use. Raises PairError for a name the pair lacks."""
+        if name not in self.heads:
+            if name not in self.head_names:
+                raise PairError(f"this engine has no head {name!r}; it has: {sorted({*self.heads, *self.head_names})}")
+            self.heads[name] = load(self.head_names[name])
+        found: T = self.heads[name]
+        return found
+
     def model(self, role: str) -> Any:
         """The model of a role. Raises PairError for a role the pair lacks."""
         if role not in self.models:
@@ -234,6 +250,14 @@ class EngineReaders:
         model, forward = whole if kept is None else engine.view(kept), engine.plain_forward(whole, "target")
         reader = self._readers[role] = ViewReader(role, model, kept, forward, engine.probe, target)
         return reader
+
+    def add(self, role: str, make: Callable[[Engine, Reader], R]) -> R:
+        """A reader of another kind, that looks at what the target computes: the target's is opened too."""
+        if role in self._readers:
+            raise ValueError(f"one decoder cannot have two different readers for the role {role!r}")
+        made = make(self._engine, self.get("target"))
+        self._readers[role] = made
+        return made
 
     def opened(self) -> Sequence[RowReader]:
         return list(self._readers.values())

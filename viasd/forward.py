@@ -13,6 +13,7 @@ from torch.nn import functional
 from viasd.layers import FusedLayer, normalize
 from viasd.models import Kept, attention_layers, make_view, mlp_layers
 from viasd.taps import Taps
+from viasd.trees import Branch
 
 if TYPE_CHECKING:
     from viasd.kv_cache import SlotCache, Store
@@ -32,6 +33,11 @@ class Forward(Protocol):
 
     def tapped(self, tokens: Tensor, start: int, stop: int, last: int, layers: Collection[int]) -> tuple[Tensor, Taps]:
         """The same, with what entered these layers."""
+
+    def branched(
+        self, tokens: Tensor, branch: Branch, last: int, layers: Collection[int] | None
+    ) -> tuple[Tensor, Taps | None]:
+        """The same for tokens that end with nodes of a tree; without `layers` nothing is tapped."""
 
 
 class PlainForward(Forward, Protocol):
@@ -65,6 +71,21 @@ class ModuleForward:
         return self._run(tokens, start, stop, last, self._cache)
 
     def tapped(self, tokens: Tensor, start: int, stop: int, last: int, layers: Collection[int]) -> tuple[Tensor, Taps]:
+        return self._tapping(lambda: self(tokens, start, stop, last), start, layers)
+
+    def branched(
+        self, tokens: Tensor, branch: Branch, last: int, layers: Collection[int] | None
+    ) -> tuple[Tensor, Taps | None]:
+        self._cache.at(branch.place, branch.stop)
+        nodes = branch.nodes
+        masks = self._masks.shaped(self._masks.branched(branch.start, branch.length, nodes.depths, nodes.seen))
+
+        def run() -> Tensor:
+            return self._output(tokens, branch.positions()[None], masks, self._cache, last)
+
+        return (run(), None) if layers is None else self._tapping(run, branch.start, layers)
+
+    def _tapping(self, run: Callable[[], Tensor], start: int, layers: Collection[int]) -> tuple[Tensor, Taps]:
         taps, parts = Taps(start, layers), self._model.get_decoder().layers
         named = zip(self._indices, parts, strict=True)
         hooks = [
@@ -74,7 +95,7 @@ class ModuleForward:
         ]
         hooks.append(parts[-1].register_forward_hook(_note_final(taps)))
         try:
-            logits = self(tokens, start, stop, last)
+            logits = run()
         finally:
             for hook in hooks:
                 hook.remove()
@@ -107,10 +128,15 @@ class ModuleForward:
         return step
 
     def _run(self, tokens: Tensor, start: int, stop: int, last: int, cache: SlotCache) -> Tensor:
+        return self._output(tokens, self._positions[:, start:stop], self._masks.masks(start, stop), cache, last)
+
+    def _output(
+        self, tokens: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor], cache: SlotCache, last: int
+    ) -> Tensor:
         output = self._model(
             input_ids=tokens[None],
-            position_ids=self._positions[:, start:stop],
-            attention_mask=self._masks.masks(start, stop),
+            position_ids=positions,
+            attention_mask=masks,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=last,
@@ -190,6 +216,19 @@ class FusedForward:
         taps.final = self._run(tokens, start, stop, self._cache.update, taps)
         return self._logits(taps.final[-last:]), taps
 
+    def branched(
+        self, tokens: Tensor, branch: Branch, last: int, layers: Collection[int] | None
+    ) -> tuple[Tensor, Taps | None]:
+        self._cache.at(branch.place, branch.stop)
+        nodes, positions = branch.nodes, branch.positions()
+        masks = self._masks.branched(branch.start, branch.length, nodes.depths, nodes.seen)
+        turns = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+        taps = None if layers is None else Taps(branch.start, layers)
+        states = self._pass(tokens, turns, masks, self._cache.update, taps)
+        if taps is not None:
+            taps.final = states
+        return self._logits(states[-last:]), taps
+
     def peek(self, tokens: Tensor, start: int, stop: int, last: int) -> Tensor:
         return self._logits(self._run(tokens, start, stop, self._cache.beside(start))[-last:])
 
@@ -205,13 +244,22 @@ class FusedForward:
 
     def _run(self, tokens: Tensor, start: int, stop: int, store: Store, taps: Taps | None = None) -> Tensor:
         """States [n, width] behind the last layer."""
-        masks = self._masks.by_layer_type(start, stop)
+        turns = self._cos[start:stop], self._sin[start:stop]
+        return self._pass(tokens, turns, self._masks.by_layer_type(start, stop), store, taps)
+
+    def _pass(
+        self,
+        tokens: Tensor,
+        turns: tuple[Tensor, Tensor],
+        masks: Mapping[str, Tensor | None],
+        store: Store,
+        taps: Taps | None = None,
+    ) -> Tensor:
         states = functional.embedding(tokens, self._embed)
-        cos, sin = self._cos[start:stop], self._sin[start:stop]
         for layer in self._layers:
             if taps is not None:
                 taps.enter(layer.index, states)
-            states = layer(states, cos, sin, store, masks[layer.kind])
+            states = layer(states, *turns, store, masks[layer.kind])
         return states
 
     def fixed(self, tokens: Tensor, positions: Tensor, places: Tensor, stop: int) -> Tensor:
@@ -224,11 +272,8 @@ class FusedForward:
 
     def _through(self, tokens: Tensor, cos: Tensor, sin: Tensor, places: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         """States [n, width] behind the last layer, with cache slots on the device."""
-        states = functional.embedding(tokens, self._embed)
         store = self._cache.put(places, next(iter(masks.values())).shape[-1])
-        for layer in self._layers:
-            states = layer(states, cos, sin, store, masks[layer.kind])
-        return states
+        return self._pass(tokens, (cos, sin), masks, store)
 
     def _logits(self, states: Tensor) -> Tensor:
         return functional.linear(normalize(states, self._norm, self._eps), self._head)

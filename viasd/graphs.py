@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from viasd.forward import FusedForward
     from viasd.kv_cache import SlotCache
     from viasd.taps import Taps
+    from viasd.trees import Branch
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # tokens of a recorded forward; other numbers are filled up to the next
 LONGEST = SIZES[-1]  # longer forwards (prefill) keep the device busy without
@@ -64,6 +65,12 @@ class GraphForward:
     def tapped(self, tokens: Tensor, start: int, stop: int, last: int, layers: Collection[int]) -> tuple[Tensor, Taps]:
         """Not recorded: a recording has no place to leave streams in."""
         return self._fused.tapped(tokens, start, stop, last, layers)
+
+    def branched(
+        self, tokens: Tensor, branch: Branch, last: int, layers: Collection[int] | None
+    ) -> tuple[Tensor, Taps | None]:
+        """Not recorded either: which slots a node sees is different each time."""
+        return self._fused.branched(tokens, branch, last, layers)
 
     def has_block(self, kind: BlockKind, start: int, stop: int) -> bool:
         """Whether a block of that kind, whose first step feeds slots start..stop-1, can be drafted in one replay.

@@ -47,6 +47,12 @@ class SlotCache(Cache):
         values[:, :, self._start : self._stop] = value_states
         return keys[:, :, : self._stop], values[:, :, : self._stop]
 
+    def gather(self, places: Tensor, start: int) -> None:
+        """What stands in the slots `places` [n] stands in slots start, start + 1, .. from now on."""
+        for store in (self.keys, self.values):
+            for states in store.values():
+                states[:, :, start : start + places.shape[0]] = states.index_select(2, places)
+
     def put(self, places: Tensor, stop: int) -> Store:
         """`update` with the slots on the device: `places` [n] are written, and the first `stop` are seen.
 

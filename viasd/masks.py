@@ -49,8 +49,7 @@ class MaskBank:
 
     def masks(self, start: int, stop: int) -> Tensor | dict[str, Tensor]:
         """What `attention_mask` must be for a forward of positions start..stop-1."""
-        shaped = {kind: mask[None, None] for kind, mask in self._slices(start, stop).items()}
-        return shaped["all"] if self._single else shaped
+        return self.shaped(self._slices(start, stop))
 
     def by_layer_type(self, start: int, stop: int) -> dict[str, Tensor | None]:
         """Masks [n, stop] by layer type ("all" where a family names none); None where one query may see all slots."""
@@ -93,6 +92,29 @@ class MaskBank:
             masks[kind] = empty.masked_fill_(hidden, torch.finfo(self._dtype).min)
         return masks
 
+    def branched(self, start: int, length: int, depths: Tensor, seen: Tensor) -> dict[str, Tensor]:
+        """Masks [n, length + k] by layer type: queries from `start` to length - 1, then m nodes of a tree behind them.
+
+        `depths` [k] are of all nodes in slots length, length + 1, ..; `seen` [m, k] says which of them the last m see.
+        A node of depth d stands at position length - 1 + d, and sees the text as a token there would.
+        """
+        m, k = seen.shape
+        chain = torch.arange(start, length, device=self._device)
+        query = torch.cat((chain, depths[k - m :] + (length - 1)))[:, None]
+        key = torch.cat((self._numbers[:length], depths + (length - 1)))
+        hidden = torch.cat((self._numbers[:length] > query, _behind(len(chain), ~seen)), dim=1)
+        masks = {}
+        for kind, window in self._windows.items():
+            masked = hidden if window is None else hidden | (key <= query - window)
+            empty = torch.zeros(masked.shape, dtype=self._dtype, device=self._device)
+            masks[kind] = empty.masked_fill_(masked, torch.finfo(self._dtype).min)
+        return masks
+
+    def shaped(self, masks: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """Masks [n, stop] by layer type in the form that a model of this family takes."""
+        shaped = {kind: mask[None, None] for kind, mask in masks.items()}
+        return shaped["all"] if self._single else shaped
+
     def windowed(self, start: int, stop: int, window: int) -> Tensor | dict[str, Tensor]:
         """Masks [1, 1, n, s + n] of queries start..stop-1 in windows, over all before the last one and their own.
 
@@ -116,3 +138,8 @@ class MaskBank:
             return {kind: self._build(stop - start, start, stop, width) for kind, width in self._windows.items()}
         left = self._slots - start
         return {kind: bank[: stop - start, left : left + stop] for kind, bank in self._banks.items()}
+
+
+def _behind(queries: int, hidden: Tensor) -> Tensor:
+    """`hidden` [m, k] below so many rows for which all of it is hidden."""
+    return torch.cat((hidden.new_ones(queries, hidden.shape[1]), hidden)) if queries else hidden

@@ -8,9 +8,11 @@ from pydantic import Field
 
 from viasd.blocks import check_trip
 from viasd.decode import Decoder, Speculative
-from viasd.drafting import DrafterSpec, NoDrafter, StopSpec
+from viasd.drafting import DrafterSpec, FixedLength, NoDrafter, StopSpec
 from viasd.sampling import Sampling
 from viasd.spec import spec
+from viasd.tree_judging import TreeVerifier
+from viasd.trees import CHOSEN_FOR, Siblings
 from viasd.verification import VerifierSpec
 
 if TYPE_CHECKING:
@@ -35,6 +37,45 @@ class Picky(Protocol):
     def check(self, sampling: Sampling) -> None: ...
 
 
+@runtime_checkable
+class TreeDrafterSpec(Protocol):
+    """Configuration of a drafter that may propose trees: `siblings` says how they are chosen, None: it is a chain."""
+
+    @property
+    def siblings(self) -> Siblings | None: ...
+    @property
+    def nodes(self) -> int: ...
+
+
+def tree_nodes(method: MethodSpec) -> int:
+    """How many slots of a cache a method's trees need besides those of the text."""
+    drafter = method.drafter if isinstance(method, Method) else None
+    return drafter.nodes if isinstance(drafter, TreeDrafterSpec) else 0
+
+
+def check_tree(drafter: DrafterSpec, stop: StopSpec, verifier: VerifierSpec) -> None:
+    """Raises ValueError for a tree beside a part that knows chains, or a rule that is not for siblings chosen so."""
+    chosen = drafter.siblings if isinstance(drafter, TreeDrafterSpec) else None
+    if chosen is None:
+        return
+    if not isinstance(stop, FixedLength):
+        raise ValueError(
+            f"method.stop: {type(stop).__name__} says how long a chain is, and the drafter proposes trees; accepted: "
+            "stop=fixed (the tree's depth), or drafter.tree=null"
+        )
+    if not isinstance(verifier, TreeVerifier):
+        raise ValueError(
+            f"method.verifier: {type(verifier).__name__} reads chains, and the drafter proposes trees; accepted: "
+            "verifier=tree, or drafter.tree=null"
+        )
+    if verifier.siblings != chosen:
+        rule = next(rule for rule, siblings in CHOSEN_FOR.items() if siblings == chosen)
+        raise ValueError(
+            f"verifier.acceptance={verifier.acceptance}: the drafter chooses siblings by {chosen}, for which that rule "
+            f"is not made; accepted: verifier.acceptance={rule}, or a fixed tree with siblings={verifier.siblings}"
+        )
+
+
 @spec
 class Method:
     """What a method yaml builds. `open` makes its decoder on an engine."""
@@ -54,6 +95,7 @@ class Method:
         for part in (self.drafter, self.stop, self.verifier):
             if isinstance(part, Picky):
                 part.check(sampling)
+        check_tree(self.drafter, self.stop, self.verifier)
         if self.verifier.lossless:
             check_trip(self.stop.open_stop().trip, sampling)
 

@@ -30,13 +30,15 @@ class Pair:
 
     `models` maps a role (`target` is required, `draft` is the usual second) to a folder of a `transformers` causal LM;
     `viasd://` names a folder of the installed package. `masks` are JSON files written by scripts/search_mask.py,
-    `gates` those of scripts/train_gate.py.
+    `gates` those of scripts/train_gate.py. `heads` maps a name to what drafts from the target's own features (EAGLE): a
+    folder, or a name on a hub.
     """
 
     name: Annotated[str, Field(min_length=1)]
     models: dict[str, str]
     masks: list[str] = Field(default_factory=list)
     gates: list[str] = Field(default_factory=list)
+    heads: dict[str, str] = Field(default_factory=dict)
 
     def path(self, role: str) -> Path:
         """Folder of a role's model. Raises PairError when the pair lacks the role or the folder is missing."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from viasd.blocks import BlockKind, DraftedBlock, TripTest, cut_block, draft_by_steps
 from viasd.graphs import GraphForward
 from viasd.sampling import Draws, Sampling, widen
+from viasd.trees import Branch, Nodes
 
 if TYPE_CHECKING:
     from viasd.forward import Forward
@@ -106,6 +108,35 @@ class Reader:
         self.fed += stop - start
         return logits
 
+    def feed_nodes(self, ids: Tensor, stop: int, nodes: Nodes, last: int) -> Tensor:
+        """Read ids[read:stop], then nodes of a tree behind them; raw logits [last, V] of the last of all of them.
+
+        `read` is `stop` then: what was read of a tree stays only as far as `keep` says so. What is not in the ids is
+        tapped all the same.
+        """
+        start, behind = self.read, stop + nodes.first + nodes.tokens.shape[0]
+        tokens = torch.cat((ids[start:stop], nodes.tokens))
+        with nullcontext() if self._probe.watch is None else self._probe.watch(self.role, len(tokens)):
+            known = self._known_ids(tokens)
+            branch = Branch(start, stop, behind, nodes)
+            logits, taps = self._forward.branched(known, branch, last, self._layers)
+            logits = widen(logits, self.vocabulary)
+        if self._layers is not None:
+            self.tapped = taps
+        if self._probe.look is not None:
+            self._probe.look(self.role, logits)
+        self._read = stop
+        self.calls += 1
+        self.fed += len(tokens)
+        return logits
+
+    def keep(self, length: int, path: Sequence[int]) -> None:
+        """Of the tree that was read behind `length` ids, these nodes stand there now, in this order."""
+        if list(path) != list(range(len(path))):
+            places = torch.tensor(path, dtype=torch.long) + length
+            self.cache.gather(places.to(self.model.device), length)
+        self._read = length + len(path)
+
     def draft_on(
         self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws, trip: TripTest | None = None
     ) -> DraftedBlock:
@@ -141,6 +172,8 @@ class Reader:
         return widen(logits, self.vocabulary)
 
     def _tokens(self, ids: Tensor, start: int, stop: int) -> Tensor:
-        """ids[start:stop], an id that this model lacks as its last one."""
-        tokens = ids[start:stop]
+        return self._known_ids(ids[start:stop])
+
+    def _known_ids(self, tokens: Tensor) -> Tensor:
+        """The tokens, an id that this model lacks as its last one."""
         return tokens.clamp(max=self._known - 1) if self._known < self.vocabulary else tokens

@@ -78,6 +78,9 @@ class Draws(Protocol):
     def accepted_prefix(self, numerators: Tensor, denominators: Tensor) -> Tensor:
         """How many leading positions pass `coin * denominator < numerator` ([] from [n]); a fresh coin for each."""
 
+    def first_accepted(self, numerators: Tensor, denominators: Tensor, where: Tensor) -> Tensor:
+        """The first place [] of n that passes such a test, n if none does; those outside `where` [n] are not tried."""
+
     def coin(self, probability: float) -> bool:
         """True with the given probability (a host decision)."""
 
@@ -115,6 +118,12 @@ class SeededDraws:
             numerators.shape, dtype=numerators.dtype, device=self._device, generator=self._streams["coin"]
         )
         return (coins * denominators < numerators).long().cumprod(0).sum()
+
+    def first_accepted(self, numerators: Tensor, denominators: Tensor, where: Tensor) -> Tensor:
+        coins = torch.rand(
+            numerators.shape, dtype=numerators.dtype, device=self._device, generator=self._streams["coin"]
+        )
+        return (~where | (coins * denominators >= numerators)).long().cumprod(0).sum()
 
     def coin(self, probability: float) -> bool:
         return torch.rand((), generator=self._host).item() < probability

@@ -37,6 +37,11 @@ class Taps:
         if layer in self.layers:
             self.streams[layer] = states
 
+    def at(self, places: Tensor) -> Taps:
+        """Of the tokens in these places [k] of the n alone: a path down a tree."""
+        streams = {layer: states.index_select(0, places) for layer, states in self.streams.items()}
+        return Taps(self.start, self.layers, streams, self.top.index_select(0, places))
+
     def before(self, stop: int) -> Taps:
         """Of the tokens at positions below `stop` alone."""
         count = stop - self.start
