@@ -149,31 +149,11 @@ class WandbRun:
 
     def _open(self) -> Any:
         where = Path(self.tracking.dir).expanduser() if self.tracking.dir else self.folder.path
-        _check_writable(where)
+        check_writable(where)
         config = logged.configuration(self.folder.read_run() or {})
         config["live"] = config["live"] or self.tracking.live
-        if self.tracking.mode == "offline":
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would send reports of its own errors
-        import wandb  # slow to import, and optional for everything else
-
-        try:
-            return wandb.init(
-                mode=self.tracking.mode,
-                project=self.tracking.project,
-                entity=self.tracking.entity,
-                group=self.tracking.group or automatic_group(config),
-                tags=list(self.tracking.tags),
-                dir=str(where),
-                id=self.folder.run_id,
-                name=self.folder.run_id,
-                resume="allow",
-                allow_val_change=True,
-                config=config,
-                settings=_settings(wandb),
-            )
-        except BaseException:
-            wandb.teardown()  # or its process would stay
-            raise
+        group = self.tracking.group or automatic_group(config)
+        return open_wandb(self.tracking, where, self.folder.run_id, group, config)
 
     def _begin_curves(self, rows: Sequence[Row]) -> None:
         """The examples stored before are drawn again, unless a server has them: a log is whole by itself."""
@@ -203,7 +183,7 @@ class WandbRun:
         if run is None or isinstance(self._error, Hung):  # one wait is enough
             return
         try:
-            within(3 * PATIENCE, lambda: _finish(run, exit_code))
+            within(3 * PATIENCE, lambda: finish_wandb(run, exit_code))
         except Exception as error:
             self._error = self._error or error  # the first one is the cause
 
@@ -212,6 +192,32 @@ def automatic_group(config: Mapping[str, Any]) -> str:
     """The experiment's name, else that of the sweep's table, else PAIR-TASK."""
     experiment = HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
     return str(experiment or config["table"] or f"{config['pair']['name']}-{config['task']['name']}")
+
+
+def open_wandb(tracking: WandbTracking, where: Path, run_id: str, group: str, config: Mapping[str, Any]) -> Any:
+    """W&B's own run under an id of ours, its files below the folder `where`. Raises whatever goes wrong there."""
+    if tracking.mode == "offline":
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would send reports of its own errors
+    import wandb  # slow to import, and optional for everything else
+
+    try:
+        return wandb.init(
+            mode=tracking.mode,
+            project=tracking.project,
+            entity=tracking.entity,
+            group=group,
+            tags=list(tracking.tags),
+            dir=str(where),
+            id=run_id,
+            name=run_id,
+            resume="allow",
+            allow_val_change=True,
+            config=dict(config),
+            settings=_settings(wandb),
+        )
+    except BaseException:
+        wandb.teardown()  # or its process would stay
+        raise
 
 
 def _settings(wandb: Any) -> Any:
@@ -228,7 +234,7 @@ def _settings(wandb: Any) -> Any:
     )
 
 
-def _finish(run: Any, exit_code: int) -> None:
+def finish_wandb(run: Any, exit_code: int) -> None:
     import wandb
 
     try:
@@ -237,7 +243,7 @@ def _finish(run: Any, exit_code: int) -> None:
         wandb.teardown()  # waits for its process to end: files are whole, and nothing runs beside the next job
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """W&B would go on in the system's temporary folder."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / ".writable"
