@@ -76,6 +76,14 @@ Share of the tokens of the target's own greedy answers that are the argmax of an
 One token with {context} in the cache, on this project's engine ({timed_on}), relative to a step of the target:
 {costs}.
 
+## Heads
+
+EAGLE heads on the target's features (`scripts/train_eagle.py`, docs/training.md), trained on the target's own greedy
+answers to problems of the train split. Acceptance length: tokens per call of the target, greedy chains of 7 drafted
+tokens, calibration prompts.
+
+{heads}
+
 ## Recipe
 
 `python scripts/train_reference_pair.py --seed {seed}`: {pool} training problems per family, drawn with weights
@@ -124,6 +132,7 @@ def main() -> None:
         "context": probe["costs"]["context"],
         "timed_on": f"{probe['device']}, {probe['dtype']}, {probe['threads']} thread",
         "costs": cost_line(probe["costs"]["readers"]),
+        "heads": heads_table(options.out),
         "seed": 0,
         "pool": POOL,
         "mix": ", ".join(f"{name} {weight:g}" for name, weight in MIX.items()),
@@ -249,6 +258,23 @@ def cost_line(readers: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name} {steps['1']['over_target_step']:.3f}" for name, steps in readers.items() if name != "target"
     )
+
+
+def heads_table(folder: Path) -> str:
+    """The heads, from what their training wrote beside them."""
+    lines = [
+        "| head | parameters | documents | steps x batch | acceptance length | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(folder.glob("eagle*/training.json")):
+        told = json.loads(path.read_text())
+        settings, seconds = told["identity"]["settings"], sum(told["seconds"].values())
+        length, documents = told["validation"]["validation/acceptance_length"], told["notices"][0].split()[0]
+        lines.append(
+            f"| {path.parent.name} | {told['parameters'] / 1e6:.2f} M | {documents} | {settings['steps']} x "
+            f"{settings['batch']} | {length:.2f} | {seconds / 60:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 def curve(role: str, training: Mapping[str, Any]) -> str:

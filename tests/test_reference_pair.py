@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from baselines.eagle.drafter import EagleDrafter
 from experiments.identity import model_hash
 from experiments.tasks.base import Example, Task
 from experiments.tasks.coding import Coding
@@ -17,7 +18,13 @@ from experiments.tasks.qa import Qa
 from experiments.tasks.reasoning import Reasoning
 from experiments.tasks.summarization import Summarization
 from experiments.tasks.translation import Translation
-from viasd.models import make_view
+from viasd.decode import Decode
+from viasd.drafting import FixedLength, NoDrafter
+from viasd.engine import Engine
+from viasd.method import Method
+from viasd.models import Pair, make_view
+from viasd.sampling import Sampling, SeededDraws
+from viasd.verification import RuleVerifier
 
 REFERENCE = Path(__file__).resolve().parents[1] / "viasd" / "reference"
 MASK = REFERENCE / "masks" / "skip_45.json"
@@ -98,8 +105,33 @@ def agreement(model: Any, outputs: list[tuple[list[int], list[int]]]) -> float:
 def test_weights_stay_small() -> None:
     assert megabytes("target", "draft") <= 25
     assert megabytes("mid") <= 6
+    assert megabytes("eagle1") <= 4 and megabytes("eagle3") <= 4
+    assert megabytes("target", "draft", "mid", "eagle1", "eagle3") <= 36
     assert 10e6 <= sum(p.numel() for p in load("target").parameters()) <= 11e6
     assert 10 <= megabytes("target") / megabytes("draft") <= 15
+
+
+@pytest.mark.parametrize("name", ["eagle1", "eagle3"])
+def test_heads_draft_what_the_target_says(name: str, examples: list[tuple[Task, Example]], tokenizer: Any) -> None:
+    """Chains of 5 on the shipped pair: greedy outputs are vanilla's, and most drafted tokens are kept."""
+    pair = Pair(
+        name="reference",
+        models={"target": str(REFERENCE / "target")},
+        heads={name: str(REFERENCE / name)},
+    )
+    engine = Engine.load(pair, ["target"], "cpu", "float32", 400)
+    drafter, stop = EagleDrafter(head=name, tree=None), FixedLength(length=5)
+    eagle = Method(name=name, drafter=drafter, stop=stop, verifier=RuleVerifier()).open(engine)
+    plain = Method(name="vanilla", drafter=NoDrafter(), stop=FixedLength(length=0), verifier=RuleVerifier()).open(
+        engine
+    )
+    decode, rounds = Decode(Sampling(), 40, frozenset({tokenizer.eos_token_id})), []
+    for _, example in examples[::COUNT]:
+        ids = tokenizer(example.prompt).input_ids
+        ours, theirs = (one.generate(ids, decode, SeededDraws(0, "x")) for one in (eagle, plain))
+        assert ours.token_ids == theirs.token_ids
+        rounds += ours.rounds
+    assert sum(one.committed for one in rounds) / len(rounds) > 2.5
 
 
 def test_every_model_has_the_same_tokenizer(tokenizer: Any) -> None:
