@@ -30,6 +30,8 @@ COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # o
 TICKS = [digit * 10.0**power for power in range(-1, 5) for digit in (1, 1.5, 2, 3, 5, 7)]
 # Where a label may stand, in points from its point and nearest first: the first place that is free is taken.
 SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1), (1, 2), (-1, 2), (1, -2), (-1, -2))
+CROWD = 24  # of more arms in a panel, only those that stand out are named and have bars
+FIDELITIES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)
 PLACES = tuple((far * x, far * y) for far in (7, 14, 24, 36, 50) for x, y in SIDES)
 
 ALIGNED = {"left": 0.0, "center": 0.5, "right": 1.0}  # share of a label's width that is left of its anchor
@@ -59,14 +61,14 @@ def draw(places: Mapping[str, Sequence[Arms]], settings: Settings, path: Path) -
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     told = [(axes, _points(place, settings)) for axes, place in zip(grid, places.values(), strict=False)]
     for (axes, points), (title, place) in zip(told, places.items(), strict=True):
-        _panel(axes, points, place, settings)
+        _panel(axes, points, place, settings, stand_out(points))
         axes.set_title(title, fontsize="medium")
     for axes in grid[len(places) :]:
         axes.remove()
     canvas.draw()  # settles the layout, without which no label has a place
     figure.set_layout_engine("none")
     for axes, points in told:
-        _label(axes, points, canvas)
+        _label(axes, stand_out(points), canvas)
     figure.savefig(path, dpi=150)
 
 
@@ -83,6 +85,34 @@ def _points(place: Sequence[Arms], settings: Settings) -> list[Point]:
                 )
             )
     return found
+
+
+def stand_out(points: Sequence[Point]) -> list[Point]:
+    """The points to be named: all of a few; of a crowd the coins between sd and unread drafting, and what no other
+    point but a coin beats in both fidelity and speed.
+    """
+    if len(points) <= CROWD:
+        return list(points)
+    slim = COINS["slim"][0]
+    rivals = [one for one in points if one.color != FREE]
+
+    def beaten(point: Point) -> bool:
+        at, speed = point.fidelity.value, point.speed.value
+        return any(one.fidelity.value >= at and one.speed.value >= speed and one.name != point.name for one in rivals)
+
+    named = ("vanilla", "accept_all", "random_gate")
+    coins = [one for one in points if one.color == FREE and not one.name.startswith(slim)]
+    return [one for one in points if one in coins or one.name in named or (one in rivals and not beaten(one))]
+
+
+def spread(fidelity: Array) -> Array:
+    """Where fidelities stand: by the root of what is missing to 1, so that those near 1 are told apart."""
+    return -np.sign(1 - fidelity) * np.sqrt(np.abs(1 - fidelity))
+
+
+def gather(places: Array) -> Array:
+    """The fidelities at these places."""
+    return 1 + np.sign(places) * places**2
 
 
 def coin_line(place: Sequence[Arms], steps: int = 25, curve: Curve = "free") -> tuple[Array, Array]:
@@ -103,7 +133,9 @@ def coin_line(place: Sequence[Arms], steps: int = 25, curve: Curve = "free") -> 
     return np.mean(fidelities, axis=0), np.mean(speeds, axis=0)
 
 
-def _panel(axes: Axes, points: Sequence[Point], place: Sequence[Arms], settings: Settings) -> None:
+def _panel(
+    axes: Axes, points: Sequence[Point], place: Sequence[Arms], settings: Settings, named: Sequence[Point]
+) -> None:
     for curve, (style, label) in LINES.items():
         line = coin_line(place, curve=curve)
         if len(line[0]):
@@ -113,18 +145,28 @@ def _panel(axes: Axes, points: Sequence[Point], place: Sequence[Arms], settings:
         axes.plot([], [], "o", color=color, markersize=4, label=group)
     for point in points:
         x, y = point.fidelity, point.speed
+        if point not in named:
+            axes.plot(x.value, y.value, "o", markersize=3, color=point.color, alpha=0.6, zorder=2)
+            continue
         axes.errorbar(
             x.value, y.value, xerr=_distances(x), yerr=_distances(y), fmt="o", markersize=4, color=point.color,
-            elinewidth=0.8, capsize=1.5, zorder=2,
+            elinewidth=0.8, capsize=1.5, zorder=3,
         )  # fmt: skip
     axes.set_yscale("log")  # unread drafting is several times faster than all else
+    if min((point.fidelity.value for point in points), default=1.0) < FIDELITIES[-2]:
+        axes.set_xscale("function", functions=(spread, gather))
     axes.margins(x=0.1, y=0.12)
     low, high = axes.get_ylim()
     axes.set_yticks([tick for tick in TICKS if low <= tick <= high])
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    if axes.get_xscale() == "function":
+        left, right = axes.get_xlim()
+        axes.set_xticks([tick for tick in FIDELITIES if left <= tick <= right])
+        axes.tick_params(axis="x", labelsize="small", rotation=45)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set(xlabel="fidelity", ylabel="tokens/s")
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)

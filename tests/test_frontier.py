@@ -19,7 +19,7 @@ from experiments.frontier import (
     speedup_over_slim_coin,
     verdict,
 )
-from experiments.frontier_figure import Point, coin_line
+from experiments.frontier_figure import CROWD, FREE, Point, coin_line, gather, spread, stand_out
 from experiments.metrics import summarize
 from experiments.records import Row
 from experiments.statistics import Estimate, Statistic
@@ -373,3 +373,23 @@ def test_coins_go_by_their_number() -> None:
     names = ("coin_mix@0.5", "coin_slim@0.5", "slim_only@0.5", "sd")
     labels = [Point(name, Estimate(1.0), Estimate(1.0), "#000000").label for name in names]
     assert labels == ["0.5", "s0.5", "slim_only@0.5", "sd"]
+
+
+def test_a_crowd_of_arms_is_named_where_it_stands_out() -> None:
+    def point(name: str, at: float, speed: float, color: str = "#000000") -> Point:
+        return Point(name, Estimate(at), Estimate(speed), color)
+
+    few = [point("vanilla", 1, 100), point("slow", 0.9, 50), point("sd", 1, 300, FREE)]
+    assert stand_out(few) == few
+    crowd = [point(f"arm_{i}", 0.9, 100 + i) for i in range(CROWD)]
+    coins = [point("coin_mix@0.5", 0.95, 400, FREE), point("coin_slim@0.5", 0.95, 900, FREE)]
+    best = [point("exact", 1, 350), point("gate", 0.99, 500), point("fast", 0.8, 2000)]
+    named = [one.name for one in stand_out([*few, *crowd, *coins, *best])]
+    assert named == ["vanilla", "sd", "coin_mix@0.5", "exact", "gate", "fast"]
+
+
+def test_fidelities_are_spread_and_gathered() -> None:
+    values = np.array([0.5, 0.99, 0.999, 1.0, 1.01])
+    assert np.allclose(gather(spread(values)), values)
+    assert (np.diff(spread(values)) > 0).all()
+    assert spread(values)[2] - spread(values)[1] > 0.05
