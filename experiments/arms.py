@@ -15,6 +15,7 @@ from viasd.method import Method, MethodSpec, Picky
 from viasd.models import Pair
 from viasd.routing import Gate, RandomGate, RatioGate
 from viasd.sampling import Sampling
+from viasd.tree_judging import TreeVerifier
 from viasd.verification import RuleVerifier, SlimView
 
 DEFAULT_DRAFT_LENGTH = 5
@@ -36,8 +37,9 @@ def sd(method: MethodSpec) -> Method:
 
 
 def lossless(method: Method) -> Method:
-    """The method's drafter and stop rule under the lossless rule."""
-    return dataclasses.replace(method, name="lossless", verifier=RuleVerifier())
+    """The method's drafter and stop rule under the lossless rule; of a method that drafts trees, the method itself."""
+    trees = isinstance(method.verifier, TreeVerifier)
+    return dataclasses.replace(method, name="lossless", verifier=method.verifier if trees else RuleVerifier())
 
 
 def draft_only(method: Method) -> Method:
@@ -174,11 +176,11 @@ def _random_gate(method: Method, context: Context) -> Method:
 
 def check_roles(method: MethodSpec, pair: Pair) -> None:
     """Raises UserError when the pair lacks a model that the method runs."""
-    missing = sorted(method.roles - set(pair.models))
+    missing = sorted(method.roles - set(pair.models) - set(pair.heads))
     if missing:
         raise UserError(
             f"method {method.name} needs the role {missing[0]!r}; pair {pair.name} has: "
-            + ", ".join(sorted(pair.models))
+            + ", ".join([*sorted(pair.models), *(f"{name} (head)" for name in sorted(pair.heads))])
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from statistics import median
 from typing import Any
@@ -15,7 +15,7 @@ from experiments.arms import Shares
 from experiments.config import Job
 from experiments.costs import FED, CallCosts, calibrate
 from experiments.errors import UserError
-from experiments.loading import decode_settings, describe, load_engine
+from experiments.loading import decode_settings, describe, load_for
 from experiments.resolve import SHARE_PROMPTS, gate_shares
 from experiments.store import create_folder, read_json, settle_json
 from viasd.drafting import FixedLength
@@ -73,7 +73,7 @@ class Beforehand:
         }
 
         def measure() -> dict[str, Any]:
-            engine = self._load(method.roles, max(self.longest, *map(len, calibration)))
+            engine = self._load(method, max(self.longest, *map(len, calibration)))
             decode = decode_settings(job, self.tokenizer)
             return {"shares": gate_shares(method, engine, calibration, decode, job.settings.seed)}
 
@@ -112,11 +112,10 @@ class Beforehand:
         asked = {**{key: self.who[key] for key in CALIBRATED}, "method": describe(method)}
 
         def measure() -> dict[str, Any]:
-            costs, _ = self._calibrate(method)
+            costs, drafters = self._calibrate(method)
             fed = 1 + (method.stop.length if isinstance(method.stop, FixedLength) else DEFAULT_BLOCK)
             target = costs.seconds(method.name, "target", fed)
-            drafts = sorted(method.drafter.roles)
-            draft = costs.seconds(method.name, drafts[0], 1) if drafts else target
+            draft = costs.seconds(method.name, drafters[0], 1) if drafters else target
             return {"draft": draft / target, "slim": costs.seconds(method.name, "slim", fed) / target}
 
         found = self._stored("prices", asked, measure)
@@ -159,7 +158,7 @@ class Beforehand:
 
     def _calibrate(self, method: Method) -> tuple[CallCosts, list[str]]:
         """Costs of a method's readers, and the roles of those that its drafter opens of its own."""
-        engine = self._load(method.roles, self.longest)
+        engine = self._load(method, self.longest)
         who = {key: self.who[key] for key in CALIBRATED}
         opened = dataclasses.replace(method, stop=FixedLength()).open(engine)  # its own stop rule may wait for them
         readers = engine.readers()
@@ -178,8 +177,6 @@ class Beforehand:
             stored = settle_json(path, measure())
         return stored
 
-    def _load(self, roles: Iterable[str], longest: int) -> Engine:
-        slots = longest + self.job.task.max_new_tokens
-        if self.engine is None or not set(roles) <= set(self.engine.models) or slots > self.engine.slots:
-            self.engine = load_engine(self.job, roles, longest)
+    def _load(self, method: MethodSpec, longest: int) -> Engine:
+        self.engine = load_for(self.job, [method], longest, self.engine)
         return self.engine

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baselines.eagle.reader import HeadReader
 from experiments.identity import digest
 from experiments.measure import Stopwatch, collection_off
 from experiments.store import create_folder, read_json, settle_json
@@ -122,6 +123,8 @@ def open_readers(engine: Engine, drafter: str | None, views: Mapping[str, Kept])
     target = readers.get("target")
     roles = ["target", *sorted(set(engine.models) - {"target"})]
     timed = {role: Timed(readers.get(role), (lambda _: 1) if role == drafter else (lambda fed: fed)) for role in roles}
+    for name, head in engine.heads.items():
+        timed[name] = Timed(HeadReader("draft", name, head, target, engine).pretend(), lambda _: 1)
     for name, kept in views.items():
         timed[name] = Timed(open_slim(engine, kept, target), lambda fed: fed)
     return timed
@@ -176,7 +179,7 @@ def calibrate(engine: Engine, arms: Mapping[str, Speculative], who: Mapping[str,
     No decision of a method reads them; they say what a run would take without this harness's own time.
     """
     layers = {id(view): kept for kept, view in engine.views.items()}
-    roles = {id(model): role for role, model in engine.models.items()}
+    roles = {id(model): role for role, model in [*engine.models.items(), *engine.heads.items()]}
     names, views = {}, {}
     for arm, decoder in arms.items():
         for reader in decoder.readers.opened():
@@ -188,7 +191,7 @@ def calibrate(engine: Engine, arms: Mapping[str, Speculative], who: Mapping[str,
                 views[name] = kept
     lengths = [fed for fed in FED if fed < engine.slots]
     context = max(1, min(CONTEXT, engine.slots // 2, engine.slots - lengths[-1]))  # halfway through a long request
-    asked = {**who, "readers": sorted({*engine.models, *views}), "context": context, "lengths": lengths}
+    asked = {**who, "readers": sorted({*engine.models, *engine.heads, *views}), "context": context, "lengths": lengths}
     path = results / "settled" / f"costs_{digest(asked)}.json"
     stored = read_json(path)
     if stored is None:

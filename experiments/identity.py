@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 
+from baselines.eagle.checkpoints import ACCEPTED
+from baselines.eagle.files import find_folder
 from experiments.config import CHECKOUT
 from experiments.errors import config_folders
 from experiments.tasks.base import Example
-from viasd.models import Pair
+from viasd.models import Pair, PairError
 
 # What decides rows. Reports and tables do not, and the resolved configuration is hashed itself.
 MEASURING = (
@@ -95,6 +97,16 @@ def model_hash(folder: Path) -> str:
 def pair_identity(pair: Pair) -> dict[str, str]:
     """Hash of each model of the pair, by role."""
     return {role: model_hash(pair.path(role)) for role in sorted(pair.models)}
+
+
+def head_hash(pair: Pair, name: str) -> str:
+    """Hash of a head's configuration and weights, which are fetched if they are on a hub."""
+    try:
+        folder = find_folder(pair.heads[name])
+    except ValueError as error:
+        raise PairError(f"pair.heads.{name}={pair.heads[name]}: {error}; accepted: {ACCEPTED}") from error
+    kinds = (".json", ".safetensors", ".bin")
+    return digest({path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.suffix in kinds})
 
 
 def examples_hash(examples: Iterable[Example]) -> str:

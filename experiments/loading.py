@@ -12,6 +12,7 @@ from experiments.config import TARGET_PREFIXES, Job
 from experiments.stopping import StopStrings
 from viasd.decode import Decode
 from viasd.engine import Engine
+from viasd.method import MethodSpec, tree_nodes
 from viasd.models import weights_bytes
 
 WORTH_A_BAR = 2**30  # bytes of weights: what loads in a second needs no progress bar
@@ -32,15 +33,29 @@ def describe(part: Any) -> Any:
     return part
 
 
-def load_engine(job: Job, roles: Iterable[str], longest: int) -> Engine:
-    """The pair's models of these roles, with caches for a prompt of `longest` tokens and its output."""
+def load_engine(job: Job, roles: Iterable[str], longest: int, nodes: int = 0) -> Engine:
+    """The pair's models of these roles, with caches for a prompt of `longest` tokens, its output, and `nodes` of trees.
+
+    Heads among the roles are loaded when a method opens them.
+    """
     from transformers.utils import logging as library
 
     if not sys.stderr.isatty() or weights_bytes(job.pair.path("target")) < WORTH_A_BAR:
         library.disable_progress_bar()
-    slots = longest + job.task.max_new_tokens
-    engine = job.engine
-    return Engine.load(job.pair, sorted({"target", *roles}), engine.device, engine.dtype, slots, engine.mode)
+    models = sorted({"target", *roles} - set(job.pair.heads))
+    engine, slots = job.engine, longest + job.task.max_new_tokens + nodes
+    return Engine.load(job.pair, models, engine.device, engine.dtype, slots, engine.mode)
+
+
+def load_for(job: Job, methods: Iterable[MethodSpec], longest: int, loaded: Engine | None = None) -> Engine:
+    """`load_engine` for all that these methods run; the engine that is loaded already, if it suffices."""
+    methods = list(methods)
+    roles = {"target"}.union(*(method.roles for method in methods))
+    nodes = max(map(tree_nodes, methods), default=0)
+    slots = longest + job.task.max_new_tokens + nodes
+    if loaded is not None and roles - set(job.pair.heads) <= set(loaded.models) and slots <= loaded.slots:
+        return loaded
+    return load_engine(job, roles, longest, nodes)
 
 
 def decode_settings(job: Job, tokenizer: Any) -> Decode:

@@ -221,6 +221,10 @@ METRICS: tuple[Metric, ...] = (
         lambda arm: arm.detail.ratio(tokens, lambda row: row.rounds),
     ),
     Metric(
+        "nodes_per_round", "nodes/round", None, 1, "Nodes of the drafted tree per round, the root left out.",
+        lambda arm: arm.detail.ratio(lambda row: row.nodes, lambda row: row.rounds if row.nodes else 0),
+    ),
+    Metric(
         "acceptance.<position>.conditional", "share", "higher", 3,
         "Draft position from 0: rounds that kept it over rounds that judged it.",
         lambda arm: acceptance(arm, "judged_at"),

@@ -14,7 +14,7 @@ from experiments.arms import Context, Shares, check_roles, check_sampling, deriv
 from experiments.beforehand import Beforehand
 from experiments.config import Job
 from experiments.errors import UserError
-from experiments.loading import describe, load_engine
+from experiments.loading import describe, load_for
 from experiments.measure import Prompt
 from experiments.resolve import resolve_method
 from experiments.store import RunFolder
@@ -48,10 +48,7 @@ class Plan:
 
     def open_engine(self) -> Engine:
         """The models that the arms run: those loaded while planning, if they suffice."""
-        roles = frozenset[str]().union(*(arm.roles for arm in self.arms.values()))
-        if self.engine is not None and roles <= set(self.engine.models):
-            return self.engine
-        return load_engine(self.job, roles, self.longest)
+        return load_for(self.job, self.arms.values(), self.longest, self.engine)
 
 
 def settle(job: Job, may_measure: bool = True) -> Plan:
@@ -97,6 +94,8 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
         notices += [
             f"{name} is installed: it changes how arms of the library draft" for name in optional if optional[name]
         ]
+    if heads := sorted({name for arm in arms.values() for name in arm.roles} & set(job.pair.heads)):
+        content["heads"] = {name: identity.head_hash(job.pair, name) for name in heads}
     folder = RunFolder(job.settings.results, identity.digest(content))
     timed = min(job.settings.limit, len(prompts))
     return Plan(job, method, arms, prompts, timed, folder, content, tokenizer, before.engine, notices, longest)

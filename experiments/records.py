@@ -54,6 +54,7 @@ class Row:
     cut: int = 0
     target_rejected: int = 0
     withdrawn: int = 0  # provisional tokens that the target took back (mode exact)
+    nodes: int = 0  # of drafted trees, whose depth is what `drafted` counts
     tiers: dict[str, int] = field(default_factory=dict)  # judged tokens by tier: draft, slim, target
     sources: dict[str, int] = field(default_factory=dict)  # committed tokens by source: draft, slim, target
     regions: dict[str, int] = field(default_factory=dict)  # gate consultations by region of viasd.routing
@@ -102,6 +103,7 @@ def count_rounds(row: Row, generation: Generation) -> None:
     row.rounds = len(rounds)
     for name in ("drafted", "judged", "rejected", "unjudged", "discarded", "cut", "target_rejected", "withdrawn"):
         setattr(row, name, sum(getattr(one, name) for one in rounds))
+    row.nodes = sum(one.nodes or 0 for one in rounds)
     row.tiers = _counted(tier for one in rounds for tier in one.tiers)
     row.sources = _counted(source for one in rounds for source in one.sources)
     row.escalations = _counted(one.escalation for one in rounds if one.escalation is not None)

@@ -29,6 +29,7 @@ SIZED = [name for name in EXPERIMENTS if name != "first_light"]
 ASKED = {
     "tiers", "mask_search", "intermediate_source", "readings", "thresholds", "skip_ratio", "draft_length", "gates",
     "budget", "cache_sharing", "frontier", "stop_rules", "adasd", "lossy_frontier", "self_speculation",
+    "eagle_versions", "tree_shape",
 }  # fmt: skip
 REQUESTS = 2400  # of a default size, at 0.25 seconds each ten minutes; a timed example is run three times
 SETTLED: dict[str, dict[str, Method]] = {}

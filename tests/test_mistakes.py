@@ -58,6 +58,13 @@ TYPED = {
     "method.verifier.slim.mask=[0,3,2]": ["mask=[0, 3, 2]", "ascending"],
     "arms=[{fast: length}]": ["fast", "'length'", "KEY=VALUE"],
     "method=sd arms=[accept_all]": ["accept_all", "hierarchical", "sd"],
+    "method=eagle3 method.drafter.head=eagle9": ["role 'eagle9'", "eagle3 (head)"],
+    "method=eagle3 pair.heads.eagle3=/nowhere": ["pair.heads.eagle3=/nowhere", "config.json"],
+    "method=eagle1 method.verifier.acceptance=iid": ["acceptance=iid", "without_replacement"],
+    "method=eagle3 method/verifier=lossless": ["RuleVerifier reads chains", "drafter.tree=null"],
+    "method=sd_tree method/stop=confidence": ["ConfidenceLength", "drafter.tree=null"],
+    "method=eagle3 arms=[draft_only]": ["draft_only", "reads chains"],
+    "method=eagle1 method.drafter.tree.paths=[[1]]": ["method.drafter.tree", "[0]"],
     "method=bild decode=sample": ["arm bild", "decode.temperature=1", "decode=greedy", "cascade_bild"],
     # files and places
     "method.verifier.slim.mask=/nope.json": ["mask=/nope.json", "search_mask.py"],

@@ -22,12 +22,14 @@ from experiments.probing.setup import compose_task, task_names
 from experiments.tasks.base import Example, Split
 from experiments.tuning.space import Knob, check_corners, parse_space, spaces
 from viasd.engine import Engine
-from viasd.method import Method
+from viasd.method import Method, tree_nodes
 from viasd.models import Pair, load_tokenizer
 from viasd.sampling import Sampling
 from viasd.spec import spec
 
 SPLIT: Split = "train"  # what is chosen on a test split says nothing about it afterwards
+
+TREE_NODES = "drafter.tree.nodes"
 
 
 @spec
@@ -123,11 +125,13 @@ class TunePlan:
     prompts: dict[str, list[Prompt]]  # by task
 
     def open_engine(self) -> Engine:
-        """The models that the methods run, with room for the longest prompt and its output."""
+        """The models that the methods run, with room for the longest prompt, its output, and the largest tree."""
         roles = frozenset[str]().union(*(one.method.roles for one in self.job.tuned.values()), vanilla().roles)
         longest = {name: max(len(prompt.ids) for prompt in prompts) for name, prompts in self.prompts.items()}
         task = max(longest, key=lambda name: longest[name] + self.job.jobs[name].task.max_new_tokens)
-        return load_engine(self.job.jobs[task], roles, longest[task])
+        sizes = [knob.high for one in self.job.tuned.values() for knob in one.knobs if knob.name == TREE_NODES]
+        nodes = max([*sizes, *(tree_nodes(one.method) for one in self.job.tuned.values())])
+        return load_engine(self.job.jobs[task], roles, longest[task], nodes)
 
 
 def settle(job: TuneJob) -> TunePlan:
