@@ -3,7 +3,7 @@
 
 ## ARGS="limit=4 seed=1"  overrides for the job
 ## TESTS="-k cache"       arguments for pytest
-## JOBS=2                 processes that run tests at once
+## JOBS=4                 processes that run tests at once (as many as cores, at most 4)
 ## PYTHON=python3.12      the interpreter that makes the environment (python3)
 ## VENV=DIR               the environment to make and use (.venv); empty: the current environment
 ## SYSTEM_TORCH=1         keep the torch that is installed (2.11 or newer)
@@ -11,7 +11,7 @@
 ## PIP_FLAGS=             show all that pip says
 ARGS ?=
 TESTS ?=
-JOBS ?= 2
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
 PYTHON ?= python3
 VENV ?= .venv
 SYSTEM_TORCH ?=
