@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -116,7 +116,7 @@ class Reader:
         """
         start, behind = self.read, stop + nodes.first + nodes.tokens.shape[0]
         tokens = torch.cat((ids[start:stop], nodes.tokens))
-        with nullcontext() if self._probe.watch is None else self._probe.watch(self.role, len(tokens)):
+        with self.charge(len(tokens)):
             known = self._known_ids(tokens)
             branch = Branch(start, stop, behind, nodes)
             logits, taps = self._forward.branched(known, branch, last, self._layers)
@@ -126,8 +126,6 @@ class Reader:
         if self._probe.look is not None:
             self._probe.look(self.role, logits)
         self._read = stop
-        self.calls += 1
-        self.fed += len(tokens)
         return logits
 
     def keep(self, length: int, path: Sequence[int]) -> None:
@@ -136,6 +134,14 @@ class Reader:
             places = torch.tensor(path, dtype=torch.long) + length
             self.cache.gather(places.to(self.model.device), length)
         self._read = length + len(path)
+
+    @contextmanager
+    def charge(self, fed: int) -> Iterator[None]:
+        """What happens inside is one call of this reader that feeds so many tokens."""
+        with nullcontext() if self._probe.watch is None else self._probe.watch(self.role, fed):
+            yield
+        self.calls += 1
+        self.fed += fed
 
     def draft_on(
         self, ids: Tensor, stop: int, steps: int, sampling: Sampling, draws: Draws, trip: TripTest | None = None

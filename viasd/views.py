@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -50,15 +48,3 @@ class ViewReader(Reader):
         """Single layers of the whole target (`viasd.forward.PlainForward.alone`), to be used inside `charge`."""
         assert self.stronger is not None and position <= self.stronger.read
         return self._whole.alone(position, most)
-
-    @contextmanager
-    def charge(self, fed: int) -> Iterator[None]:
-        """What happens inside is one call of this reader that feeds so many tokens."""
-        watch = self._probe.watch
-        if watch is None:
-            yield
-        else:
-            with watch(self.role, fed):
-                yield
-        self.calls += 1
-        self.fed += fed

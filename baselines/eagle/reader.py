@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -97,7 +96,7 @@ class HeadReader(Reader):
         positions = nodes.depths[nodes.first :] + (base - 1)
         masks = self._masks.branched(base, base, nodes.depths, nodes.seen)
         place = base + nodes.first
-        with self._charge(m):
+        with self.charge(m):
             mix = self._mix(self._cos[positions], self._sin[positions], place, place + m, masks["all"])
             states = self._head.feed_back(self._node_outputs.index_select(0, nodes.parents + 1))
             outputs = self._head.step(self._embed(nodes.tokens), states, mix)
@@ -118,7 +117,7 @@ class HeadReader(Reader):
 
         A slot whose feature is not the target's is filled alone.
         """
-        with self._charge(stop - first):
+        with self.charge(stop - first):
             if first < self._confirmed:
                 states = self._head.enter(self._features[first:stop])
             else:
@@ -153,11 +152,3 @@ class HeadReader(Reader):
             wide = logits.new_full((logits.shape[0], self._head.shape.vocabulary), -torch.inf)
             logits = wide.index_copy_(1, self._ids, logits)
         return widen(logits, self.vocabulary)
-
-    @contextmanager
-    def _charge(self, fed: int) -> Iterator[None]:
-        """What happens inside is one call that feeds so many pairs."""
-        with nullcontext() if self._probe.watch is None else self._probe.watch(self.role, fed):
-            yield
-        self.calls += 1
-        self.fed += fed
