@@ -67,7 +67,7 @@ def make_trainer(
 
 def make_batches(model: Any, documents: list[Document], trainer: Trainer, batch: int = 4) -> Batches:
     order = Order([len(one.ids) for one in documents], batch, seed=0)
-    features = Online(model, trainer.head.shape)
+    features = Online(model, trainer.drafter.shape.taps(len(model.model.layers)))
     return Batches(documents, order, features, trainer.recipe, torch.device("cpu"))
 
 
@@ -87,11 +87,11 @@ def test_what_is_resumed_goes_on_to_the_bit(name: str, model: Any) -> None:
     told = [whole.update(batches.load(step)) for step in range(6)]
     for step in range(3):
         first.update(batches.load(step))
-    second.head.load_state_dict({key: torch.zeros_like(value) for key, value in second.head.state_dict().items()})
+    second.drafter.load_state_dict({key: torch.zeros_like(value) for key, value in second.drafter.state_dict().items()})
     second.restore(through_a_file(first.state()))
     assert [second.update(batches.load(second.step)) for _ in range(3)] == told[3:]
-    for key, value in whole.head.state_dict().items():
-        assert torch.equal(value, second.head.state_dict()[key])
+    for key, value in whole.drafter.state_dict().items():
+        assert torch.equal(value, second.drafter.state_dict()[key])
     assert told[-1].total != told[0].total
 
 
@@ -156,11 +156,11 @@ def test_lower_precision_moves_the_same_head(name: str, model: Any) -> None:
     documents = greedy_documents(model)
     exact, rough = (make_trainer(model, RECIPES[name], rate=1e-5) for _ in range(2))
     rough.compute_in(torch.bfloat16)
-    before = rough.head.fc.weight.detach().clone()
+    before = rough.drafter.fc.weight.detach().clone()
     batch = make_batches(model, documents, exact).load(0)
     assert rough.update(batch).total == pytest.approx(exact.update(batch).total, rel=0.05)
-    assert rough.head.fc.weight.dtype == torch.float64
-    moved = (rough.head.fc.weight - before).detach().abs()
+    assert rough.drafter.fc.weight.dtype == torch.float64
+    moved = (rough.drafter.fc.weight - before).detach().abs()
     assert 0 < float(moved.max()) <= 1.01e-5
 
 
@@ -178,7 +178,7 @@ def test_gradients_are_clipped_as_asked(clip: Any, model: Any) -> None:
     trainer.spec = OptimizerSpec(rate=1e-3, clip=clip, clip_at=1e-3)
     seen: list[Tensor] = []
     trainer.optimizers[0].register_step_pre_hook(
-        lambda *_: seen.append(torch.cat([one.grad.flatten() for one in trainer.head.parameters()]))  # type: ignore[union-attr]
+        lambda *_: seen.append(torch.cat([one.grad.flatten() for one in trainer.drafter.parameters()]))  # type: ignore[union-attr]
     )
     trainer.update(make_batches(model, greedy_documents(model), trainer).load(0))
     norm, largest = float(seen[0].norm()), float(seen[0].abs().max())
@@ -196,10 +196,10 @@ def test_tokens_that_cannot_be_drafted_are_dropped_from_the_loss_and_not_from_ag
     recipe = Eagle3Recipe(steps=1, draft_vocabulary=10)
     trainer = make_trainer(model, recipe)
     batch = make_batches(model, documents, trainer, batch=12).load(0)
-    ids = trainer.head.draft_ids()
+    ids = trainer.drafter.draft_ids()
     assert ids is not None
     answers = torch.cat([torch.tensor(one.ids[one.first :]) for one in documents])
-    (sums,) = recipe.measure(trainer.head, batch, Source.of(model))
+    (sums,) = recipe.measure(trainer.drafter, batch, Source.of(model))
     assert int(sums.judged) == len(answers)
     assert int(sums.places) == int(torch.isin(answers, ids).sum()) < len(answers)
 
@@ -243,13 +243,13 @@ def test_an_answer_ends_with_its_end_mark_or_at_the_edge_of_the_context(model: A
 @pytest.mark.parametrize("recipe", ["eagle3", "eagle1"])
 def test_cached_features_are_those_of_the_online_target(recipe: str, model: Any, tmp_path: Path) -> None:
     documents = greedy_documents(model)
-    shape = make_trainer(model, RECIPES[recipe]).head.shape
+    taps = make_trainer(model, RECIPES[recipe]).drafter.shape.taps(len(model.model.layers))
     numbers = [5, 0, 2]
     ids = fill([documents[number].ids for number in numbers])
-    online = Online(model, shape).read(numbers, ids)
+    online = Online(model, taps).read(numbers, ids)
     for opened in (model, None):  # the second time nothing is read again
         source = model if opened is None else opened
-        cached = Cached(tmp_path / "features.bin", source, shape, documents, 5)
+        cached = Cached(tmp_path / "features.bin", source, taps, documents, 5)
         for found, wanted in zip(cached.read(numbers, ids), online, strict=True):
             for row, number in enumerate(numbers):
                 length = len(documents[number].ids)
@@ -257,10 +257,10 @@ def test_cached_features_are_those_of_the_online_target(recipe: str, model: Any,
 
 
 def test_features_are_the_streams_that_enter_the_layers(model: Any) -> None:
-    shape = make_trainer(model, RECIPES["eagle3"]).head.shape
+    taps = make_trainer(model, RECIPES["eagle3"]).drafter.shape.taps(len(model.model.layers))
     ids = torch.tensor([[3, 9, 4, 7]])
     hidden = model(input_ids=ids, output_hidden_states=True).hidden_states
-    features, states = read_target(model, ids, shape)
+    features, states = read_target(model, ids, taps)
     assert torch.equal(features, torch.cat([hidden[layer] for layer in (2, 3, 3)], dim=-1))
     assert torch.equal(states, hidden[-1])
 
@@ -319,7 +319,7 @@ def test_lines_that_are_not_understood(line: str) -> None:
 def walk(head: EagleHead, model: Any, document: Document, length: int) -> list[int]:
     """Tokens committed in each round of greedy decoding, as the unrolled head and the target's rows tell."""
     ids = torch.tensor([document.ids])
-    features, states = read_target(model, ids, head.shape)
+    features, states = read_target(model, ids, head.shape.taps(len(model.model.layers)))
     source, stop = Source.of(model), len(document.ids)
     batch = Batch(ids, features, states, torch.tensor([document.first]), torch.tensor([stop]))
     window = Window.of(batch, length)
@@ -350,8 +350,8 @@ def test_training_raises_the_acceptance_that_decoding_reaches(name: str, model: 
     assert told[-1].total < 0.5 * told[0].total and told[-1].agreements[0] > told[0].agreements[0] + 0.3
     engine = Engine({"target": model}, 48, 64)
     prompts = [Prompt(one.ids[: one.first], [], len(one.ids) - one.first) for one in documents]
-    found = measure_acceptance(engine, trainer.head, prompts, length, frozenset())
-    rounds = [one for document in documents for one in walk(trainer.head, model, document, length)]
+    found = measure_acceptance(engine, trainer.drafter, prompts, length, frozenset())
+    rounds = [one for document in documents for one in walk(trainer.drafter, model, document, length)]
     assert found.tokens == sum(rounds) and found.length == pytest.approx(sum(rounds) / len(rounds))
     assert found.length > 1.3
     reached = [sum(one > place + 1 for one in rounds) for place in range(length)]
@@ -432,7 +432,7 @@ def test_a_file_and_features_in_a_cache(script: ModuleType, tmp_path: Path, caps
     )  # fmt: skip
     assert code == 0, error
     assert "3 documents" in told
-    assert len(list(tmp_path.glob("answers_*.jsonl"))) == 1 and list(tmp_path.glob("*/features.bin"))
+    assert len(list(tmp_path.glob("answers_*.jsonl"))) == 1 and list(tmp_path.glob("features_*.bin"))
 
 
 MISTAKES = {

@@ -10,9 +10,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from baselines.eagle.head import EagleHead, HeadShape
+from baselines.eagle.head import EagleHead, HeadShape, default_layers
 from baselines.eagle.losses import StepSums, cross_entropy, feature_distance, lk, restrict
 from baselines.eagle.ttt import Answers, Batch, Embed, Window, unroll
+from baselines.vsd import PathLoss, StepRows
 from viasd.models import PairError
 from viasd.spec import spec
 
@@ -47,9 +48,7 @@ class Source:
 
     def logits(self, states: Tensor) -> Tensor:
         """The target's logits [n, V] of states [n, width] behind its final norm."""
-        logits = functional.linear(states.to(self.head.dtype), self.head).float()
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * (logits / cap).tanh()
+        return cap_logits(functional.linear(states.to(self.head.dtype), self.head).float(), self.config)
 
     def shape(self, version: Literal[1, 3], intermediate: int | None, **options: Any) -> HeadShape:
         """A head as wide as the target, with its attention."""
@@ -71,22 +70,33 @@ class Source:
         )
 
 
+def cap_logits(logits: Tensor, config: Any) -> Tensor:
+    """Logits as models with soft caps have them."""
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
 @runtime_checkable
 class Recipe(Protocol):
-    """How heads of one version are made and what is asked of them.
+    """What is asked of a drafter. `weights`: of the loss of each step; with paths (`baselines.vsd`) theirs is the last.
 
-    `weights`: of the loss of each step. `draft_vocabulary`: how many ids it may draft; None: all.
+    `taps`: layers of the target whose streams are features.
     """
 
     @property
-    def version(self) -> Literal[1, 3]: ...
-    @property
     def weights(self) -> list[float]: ...
+    def taps(self, layers: int) -> tuple[int, ...]: ...
+    def noise(self, length: int) -> float: ...
+    def measure(self, drafter: Any, batch: Batch, source: Source) -> list[StepSums]: ...
+
+
+@runtime_checkable
+class HeadRecipe(Recipe, Protocol):
+    """The same of a head, and how a fresh one is made. `draft_vocabulary`: how many ids it may draft; None: all."""
+
     @property
     def draft_vocabulary(self) -> int | None: ...
     def make(self, source: Source, draft_ids: Tensor) -> EagleHead: ...
-    def noise(self, length: int) -> float: ...
-    def measure(self, head: EagleHead, batch: Batch, source: Source) -> list[StepSums]: ...
 
 
 @spec
@@ -100,7 +110,8 @@ class Eagle3Recipe:
     loss): of SmoothL1 between the normed output and the target's state, a dense signal where there are few steps.
     `intermediate`: width of the mlp; None: the target's. `draft_vocabulary`: published heads have 32000; None: all ids.
     `aux_layers`: whose inputs the head takes; None: 2, half and all but three, as published. `start`: `target` begins
-    with the target's last norm and its head's rows of the draft ids (ours), `random` with none.
+    with the target's last norm and its head's rows of the draft ids (ours), `random` with none. `paths`: the loss of
+    paths beside it (VSD-style, ours).
     """
 
     steps: Annotated[int, Field(ge=1, le=32)] = 7
@@ -113,14 +124,14 @@ class Eagle3Recipe:
     norm_before_residual: bool = False
     aux_layers: tuple[int, int, int] | None = None
     start: Literal["target", "random"] = "target"
-
-    @property
-    def version(self) -> Literal[1, 3]:
-        return 3
+    paths: PathLoss | None = None
 
     @property
     def weights(self) -> list[float]:
-        return [self.decay**step for step in range(self.steps)]
+        return weigh_steps([self.decay**step for step in range(self.steps)], self.paths)
+
+    def taps(self, layers: int) -> tuple[int, ...]:
+        return self.aux_layers or default_layers(layers)
 
     def make(self, source: Source, draft_ids: Tensor) -> EagleHead:
         """A fresh head, from torch's generator."""
@@ -149,26 +160,27 @@ class Eagle3Recipe:
         window, answers, ids = Window.of(batch, self.steps), Answers.of(batch), head.draft_ids()
         logits = source.logits(batch.states[answers.documents, answers.places])  # [n, V]
         wanted = logits.max(-1).indices
-        known = torch.ones_like(wanted, dtype=torch.bool) if head.t2d is None else head.t2d[wanted]
+        columns = find_columns(wanted, ids, logits.shape[1])
+        known = columns >= 0
         if self.loss == "lk":
             rows = logits.softmax(-1) if ids is None else logits.softmax(-1)[:, ids]
         else:
             rows = restrict(logits, ids)
         position = lk if self.loss == "lk" else cross_entropy
-        sums = []
+        sums, steps = [], []
         for step, outputs in enumerate(unroll(head, batch, source.embed, self.steps, window)):
             seen, index = answers.seen_from(step)
             found = window.find(outputs, answers.documents[seen], index)
             drafted = head.logits(found, source.head)
-            chosen = drafted.detach().max(-1).indices
-            agreed = (chosen if ids is None else ids[chosen]) == wanted[seen]
+            agreed = drafted.detach().max(-1).indices == columns[seen]
             losses = position(drafted, rows[seen]) * known[seen]
             if self.feature_weight and head.norm is not None:
                 features = batch.states[answers.documents[seen], answers.places[seen]]
                 losses = losses + self.feature_weight * feature_distance(head.norm(found), features) * known[seen]
             places = known[seen].sum() if self.average == "judged" else torch.tensor(batch.ids.numel())
             sums.append(StepSums(losses.sum(), places, seen.sum(), agreed.sum()))
-        return sums
+            steps.append(StepRows(drafted, seen.nonzero()[:, 0], columns[seen]))
+        return sums + measure_paths(self.paths, steps, answers, wanted, batch)
 
 
 @spec
@@ -186,12 +198,11 @@ class Eagle1Recipe:
     intermediate: Annotated[int, Field(ge=1)] | None = None
 
     @property
-    def version(self) -> Literal[1, 3]:
-        return 1
-
-    @property
     def weights(self) -> list[float]:
         return [1.0]
+
+    def taps(self, layers: int) -> tuple[int, ...]:
+        return ()
 
     @property
     def draft_vocabulary(self) -> int | None:
@@ -214,6 +225,30 @@ class Eagle1Recipe:
         losses = feature_distance(found, features) + self.logit_weight * cross_entropy(drafted, logits.softmax(-1))
         agreed = drafted.detach().max(-1).indices == logits.max(-1).indices
         return [StepSums(losses.sum(), seen.sum(), seen.sum(), agreed.sum())]
+
+
+def weigh_steps(weights: list[float], paths: PathLoss | None) -> list[float]:
+    """The weights of a plain loss beside that of paths, which is the last one."""
+    return weights if paths is None else [*(paths.anchor * weight for weight in weights), 1.0]
+
+
+def find_columns(wanted: Tensor, ids: Tensor | None, vocabulary: int) -> Tensor:
+    """The column [n] of each wanted id among the ids that can be drafted, -1 where it is none of them."""
+    if ids is None:
+        return wanted
+    columns = torch.full((vocabulary,), -1, device=ids.device)
+    columns[ids] = torch.arange(len(ids), device=ids.device)
+    return columns[wanted]
+
+
+def measure_paths(
+    paths: PathLoss | None, steps: list[StepRows], answers: Answers, wanted: Tensor, batch: Batch
+) -> list[StepSums]:
+    """The loss of paths, if there is one."""
+    if paths is None:
+        return []
+    followed = batch.ids[answers.documents, answers.places + 1] == wanted
+    return [paths.measure(steps, answers.documents, followed, batch.generator())]
 
 
 def choose_ids(counts: Tensor, size: int | None) -> Tensor:

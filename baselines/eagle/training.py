@@ -1,4 +1,4 @@
-"""Training heads: the optimizer, and one step on a batch, by one process or several."""
+"""Training drafters: the optimizer, and one step on a batch, by one process or several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.eagle.head import EagleHead
 from baselines.eagle.losses import StepSums
 from baselines.eagle.recipes import Recipe, Source
 from baselines.eagle.ttt import Batch
@@ -30,8 +29,8 @@ class OptimizerSpec:
 
     betas and clipping at 0.5 as in the papers of EAGLE. `clip`: by `norm` (EAGLE-3's trainers), by `value` as the code
     of EAGLE-1 does, or `none`. `warm_up`: share of all steps. `matrices`: Muon is ours; its updates are scaled to the
-    size of AdamW's. `beside`: the rate of what AdamW moves beside Muon (norms, a head's own head), as part of
-    the others'.
+    size of AdamW's. `beside`: the rate of what AdamW moves beside Muon (norms, embeddings, a head's own head), as part
+    of the others'.
     """
 
     rate: Positive
@@ -44,9 +43,9 @@ class OptimizerSpec:
     clip: Literal["norm", "value", "none"] = "norm"
     clip_at: Positive = 0.5
 
-    def open(self, head: EagleHead) -> list[torch.optim.Optimizer]:
-        """The optimizers of a head's parameters."""
-        named = list(head.named_parameters())
+    def open(self, drafter: nn.Module) -> list[torch.optim.Optimizer]:
+        """The optimizers of a drafter's parameters."""
+        named = list(drafter.named_parameters())
         inner = [one for name, one in named if one.ndim == 2 and ("layers." in name or name == "fc.weight")]
         matrices = inner if self.matrices == "muon" else []
         chosen = set(map(id, matrices))
@@ -88,25 +87,26 @@ class Measured:
 
 
 class Trainer:
-    """A head in training: all that changes from step to step.
+    """A drafter in training: all that changes from step to step.
 
     `reduce` sums over processes, each of which sees its own part of the step's documents: the sums of losses and
-    gradients are those of one process that sees them all. In `bfloat16` a copy of the head computes, and its gradients
-    move the head itself, which stays in float32.
+    gradients are those of one process that sees them all. In `bfloat16` a copy of the drafter computes, and its
+    gradients move the drafter itself, which stays in float32.
     """
 
     def __init__(
-        self, head: EagleHead, recipe: Recipe, source: Source, optimizer: OptimizerSpec, steps: int, reduce: Reduce
+        self, drafter: nn.Module, recipe: Recipe, source: Source, optimizer: OptimizerSpec, steps: int, reduce: Reduce
     ) -> None:
-        self.head, self.recipe, self.source, self.spec, self.steps = head, recipe, source, optimizer, steps
+        self.drafter, self.recipe, self.source, self.spec, self.steps = drafter, recipe, source, optimizer, steps
         self.step = 0
         self._reduce, self._weights = reduce, recipe.weights
-        self._worker = head
-        self.optimizers = optimizer.open(head)
+        self._worker = drafter
+        self.optimizers = optimizer.open(drafter)
 
     def compute_in(self, dtype: torch.dtype) -> None:
         """From now on products and gradients are of this type."""
-        self._worker = self.head if self.head.fc.weight.dtype == dtype else copy.deepcopy(self.head).to(dtype)
+        same = next(self.drafter.parameters()).dtype == dtype
+        self._worker = self.drafter if same else copy.deepcopy(self.drafter).to(dtype)
 
     def update(self, batch: Batch) -> Measured:
         """One step on this process's part of its documents."""
@@ -117,9 +117,9 @@ class Trainer:
         torch.stack(shares).sum().backward()
         self._gather()
         if self.spec.clip == "norm":
-            nn.utils.clip_grad_norm_(self.head.parameters(), self.spec.clip_at)
+            nn.utils.clip_grad_norm_(self.drafter.parameters(), self.spec.clip_at)
         elif self.spec.clip == "value":
-            nn.utils.clip_grad_value_(self.head.parameters(), self.spec.clip_at)
+            nn.utils.clip_grad_value_(self.drafter.parameters(), self.spec.clip_at)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 rate = self.spec.rate * group.get("share", 1.0)
@@ -137,28 +137,28 @@ class Trainer:
 
     @torch.no_grad()
     def _hand_out(self) -> None:
-        if self._worker is not self.head:
-            for own, computing in zip(self.head.parameters(), self._worker.parameters(), strict=True):
+        if self._worker is not self.drafter:
+            for own, computing in zip(self.drafter.parameters(), self._worker.parameters(), strict=True):
                 computing.copy_(own)
 
     def _gather(self) -> None:
-        """The gradients of all processes, summed in the head's own type."""
-        own, computing = list(self.head.parameters()), list(self._worker.parameters())
+        """The gradients of all processes, summed in the drafter's own type."""
+        own, computing = list(self.drafter.parameters()), list(self._worker.parameters())
         found = [torch.zeros_like(one) if one.grad is None else one.grad for one in computing]
         flat = self._reduce(torch.cat([grad.to(own[0].dtype).flatten() for grad in found]))
         for one, part in zip(own, flat.split([one.numel() for one in own]), strict=True):
             one.grad = part.view_as(one)
-        if self._worker is not self.head:
+        if self._worker is not self.drafter:
             self._worker.zero_grad()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        return {"head": self.head.state_dict(), "optimizers": optimizers, "step": self.step}
+        return {"drafter": self.drafter.state_dict(), "optimizers": optimizers, "step": self.step}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.head.load_state_dict(state["head"])
+        self.drafter.load_state_dict(state["drafter"])
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
         self.step = state["step"]

@@ -22,6 +22,7 @@ class Batch:
 
     `ids` [B, T]; `features` [B, T, F] and `states` [B, T, width]: the target's features of the tokens, and its states
     behind the final norm. `firsts`, `stops` [B]: the place of the first answer token, and the one behind the last.
+    `seed`: of what a loss draws.
     """
 
     ids: Tensor
@@ -29,6 +30,11 @@ class Batch:
     states: Tensor
     firsts: Tensor
     stops: Tensor
+    seed: int = 0
+
+    def generator(self) -> torch.Generator:
+        """A fresh one, from the seed."""
+        return torch.Generator(self.ids.device).manual_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from baselines.eagle.features import read_target
-from baselines.eagle.head import HeadShape
 from baselines.eagle.recipes import Recipe
 from baselines.eagle.ttt import Batch
 from experiments.store import read_json, replace_json
@@ -59,28 +58,29 @@ class Features(Protocol):
 class Online:
     """The target reads every batch."""
 
-    def __init__(self, model: Any, shape: HeadShape) -> None:
-        self._model, self._shape = model, shape
+    def __init__(self, model: Any, taps: Sequence[int]) -> None:
+        self._model, self._taps = model, taps
 
     def read(self, numbers: Sequence[int], ids: Tensor) -> tuple[Tensor, Tensor]:
-        return read_target(self._model, ids, self._shape)
+        return read_target(self._model, ids, self._taps)
 
 
 class Cached:
     """The target has read each document once, into a file of bfloat16: [tokens of all documents, F + width].
 
-    Version 1, whose feature is the state, keeps the state alone. Writing goes on where it was interrupted.
+    Without taps the features are the states, which are kept alone. Writing goes on where it was interrupted.
     """
 
-    def __init__(self, path: Path, model: Any, shape: HeadShape, documents: Sequence[Document], batch: int) -> None:
-        self._split = 0 if shape.version == 1 else 3 * shape.target_width
-        width = self._split + shape.target_width
+    def __init__(self, path: Path, model: Any, taps: Sequence[int], documents: Sequence[Document], batch: int) -> None:
+        own = model.get_output_embeddings().weight.shape[1]
+        self._split = len(taps) * own
+        width = self._split + own
         starts = torch.tensor([0, *(len(one.ids) for one in documents)]).cumsum(0)
         self._starts, self._device = starts.tolist(), model.device
         path.parent.mkdir(parents=True, exist_ok=True)
         total = self._starts[-1]
         self._rows = torch.from_file(str(path), shared=True, size=total * width, dtype=CACHED).view(total, width)
-        self._write(path.with_suffix(".json"), Online(model, shape), documents, batch)
+        self._write(path.with_suffix(".json"), Online(model, taps), documents, batch)
 
     def _write(self, progress: Path, online: Online, documents: Sequence[Document], batch: int) -> None:
         done = (read_json(progress) or {"documents": 0})["documents"]
@@ -133,7 +133,8 @@ class Batches:
         features, states = self._features.read(own, ids)
         stops = torch.tensor([len(one.ids) for one in some], device=self._device)
         firsts = torch.tensor([one.first for one in some], device=self._device)
-        return Batch(ids, self._disturb(features, own, step), states, firsts, stops)
+        seed = hash((self.seed, step, self.rank))
+        return Batch(ids, self._disturb(features, own, step), states, firsts, stops, seed % 2**63)
 
     def _disturb(self, features: Tensor, numbers: Sequence[int], step: int) -> Tensor:
         """Features [B, T, F] with the recipe's noise, drawn by seed, step and document."""

@@ -24,16 +24,22 @@ def _no_wait() -> None: ...
 
 @dataclass(frozen=True)
 class Processes:
-    """`rank` of `count`; `reduce` sums a tensor over all, `wait` waits until all are there."""
+    """`rank` of `count`; `reduce` sums a tensor over all, `wait` waits until all are there. `quiet`: none talks."""
 
     rank: int = 0
     count: int = 1
     reduce: Callable[[Tensor], Tensor] = _alone
     wait: Callable[[], None] = _no_wait
+    quiet: bool = False
+
+    @property
+    def talks(self) -> bool:
+        """Whether this one tells on the terminal how it goes."""
+        return self.first and not self.quiet
 
     @property
     def first(self) -> bool:
-        """Whether this one writes files, validates and talks."""
+        """Whether this one writes files and validates."""
         return self.rank == 0
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, TypeAdapter
 
-from baselines.eagle.recipes import Recipe
+from baselines.eagle.recipes import HeadRecipe, Recipe
 from baselines.eagle.training import OptimizerSpec
 from experiments import identity
 from experiments.config import CHECKOUT, EngineSpec, make, results_folder
@@ -25,8 +25,9 @@ Count = Annotated[int, Field(ge=1)]
 PRIVATE = ("out", "format", "work_dir", "debug", "processes", "save_every", "log_every")  # decide no weight
 VALIDATION = ("validate_every", "validate_prompts", "draft_length")
 SOURCES = {  # what decides weights
+    "baselines": ("distill", "vsd"),
     "baselines/eagle": ("features", "head", "losses", "recipes", "rotary", "training", "ttt"),
-    "experiments/training": ("answers", "batches", "documents", "work"),
+    "experiments/training": ("answers", "batches", "documents", "subjects", "work"),
 }
 
 
@@ -42,6 +43,7 @@ class TrainSettings:
     answer_batch: Count
     target_dtype: Literal["float32", "bfloat16", "float64"]
     features: Literal["online", "cached"]
+    start: Annotated[str, Field(min_length=1)] | None
     steps: Count
     batch: Count
     precision: Literal["float32", "bfloat16", "float64"]
@@ -95,6 +97,8 @@ def build(config: DictConfig) -> TrainJob:
     elif not Path(settings.data).expanduser().is_file():
         raise UserError(f"data={settings.data}: no such file; accepted: tasks, or a file of JSON lines")
     recipe, optimizer, pair, engine, tracking = (made[name] for name in kinds)
+    if settings.start is not None and not isinstance(recipe, HeadRecipe):
+        raise UserError(f"start={settings.start}: a draft model begins with recipe.role of the pair; accepted: null")
     return TrainJob(settings, recipe, optimizer, pair, engine, tracking, tasks, composed)
 
 

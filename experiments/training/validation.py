@@ -1,15 +1,16 @@
-"""What counts: the acceptance length that a head reaches in the real decode loop."""
+"""What counts: the acceptance length that a drafter reaches in the real decode loop."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from baselines.eagle.head import EagleHead
 from experiments.training.documents import Prompt
-from viasd.decode import Decode, Decoder, Round
+from experiments.training.subjects import open_decoder
+from viasd.decode import Decode, Round
 from viasd.engine import Engine
 from viasd.sampling import Sampling, SeededDraws
 
@@ -25,31 +26,16 @@ class Acceptance:
 
 
 def measure_acceptance(
-    engine: Engine, head: EagleHead, prompts: Sequence[Prompt], draft_length: int, ends: frozenset[int]
+    engine: Engine, drafter: Any, prompts: Sequence[Prompt], draft_length: int, ends: frozenset[int]
 ) -> Acceptance:
-    """Greedy decoding of the prompts with chains of `draft_length` tokens that the head drafts, off any clock."""
-    decoder = open_decoder(engine, head, draft_length)
+    """Greedy decoding of the prompts with chains of `draft_length` tokens that it drafts, off any clock."""
+    decoder = open_decoder(engine, drafter, draft_length)
     rounds: list[Round] = []
     for number, prompt in enumerate(prompts):
         longest = min(prompt.longest, engine.slots - len(prompt.ids))
         decode = Decode(Sampling(), longest, ends)
         rounds += decoder.generate(prompt.ids, decode, SeededDraws(0, str(number), engine.device)).rounds
     return summarize(rounds, draft_length)
-
-
-def open_decoder(engine: Engine, head: EagleHead, draft_length: int) -> Decoder:
-    """Speculative decoding with a settled copy of the head."""
-    from baselines.eagle.drafter import EagleDrafter
-    from viasd.drafting import FixedLength
-    from viasd.method import Method
-    from viasd.verification import RuleVerifier
-
-    copy = EagleHead(head.shape).to(engine.device, engine.dtype)
-    copy.load_state_dict(head.state_dict())
-    engine.heads["eagle"] = copy.settle()
-    drafter = EagleDrafter(head="eagle", tree=None)
-    method = Method(name="eagle", drafter=drafter, stop=FixedLength(length=draft_length), verifier=RuleVerifier())
-    return method.open(engine)
 
 
 def summarize(rounds: Sequence[Round], draft_length: int) -> Acceptance:

@@ -1,4 +1,4 @@
-"""The work of a training: answers, features, steps with checkpoints, validation, and the head in its folder."""
+"""The work of a training: answers, features, steps with checkpoints, validation, and the drafter in its folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from baselines.eagle.head import EagleHead
-from baselines.eagle.recipes import Source, choose_ids
+from baselines.eagle.recipes import HeadRecipe, Source, choose_ids
 from baselines.eagle.training import Trainer
 from experiments import identity
 from experiments.errors import UserError
@@ -23,7 +23,8 @@ from experiments.training.batches import Batches, Cached, Features, Online, Orde
 from experiments.training.curves import Curves, name_points
 from experiments.training.documents import Document, Prompt, read_prompts
 from experiments.training.processes import Processes
-from experiments.training.setup import TrainJob, name_training
+from experiments.training.setup import TrainJob
+from experiments.training.subjects import describe_training, make_drafter, write_drafter
 from experiments.training.validation import Acceptance, measure_acceptance
 from viasd.engine import Engine, resolve_dtype
 from viasd.models import context_length, load_model, load_tokenizer
@@ -49,6 +50,7 @@ class Training:
     curves: Curves
     seconds: dict[str, float]
     notices: list[str]
+    draft_ids: torch.Tensor
 
     @property
     def checkpoint(self) -> Path:
@@ -67,21 +69,25 @@ def prepare(job: TrainJob, processes: Processes) -> Training:
     ends = end_marks(model, tokenizer)
     documents = get_documents(job, processes, model, ends, train)
     seconds = {"answers": perf_counter() - start}
-    content = name_training(job, identity.digest([[one.ids, one.first] for one in documents]))
+    digest = identity.digest([[one.ids, one.first] for one in documents])
+    content = describe_training(job, digest)
     training_id = identity.digest(content)
     folder = settings.work / training_id
     folder.mkdir(parents=True, exist_ok=True)
     counts = count_answers(documents, engine.vocabulary)
-    trainer = make_trainer(job, processes, engine, choose_ids(counts, job.recipe.draft_vocabulary))
+    size = job.recipe.draft_vocabulary if isinstance(job.recipe, HeadRecipe) else None
+    draft_ids = choose_ids(counts, size)
+    trainer = make_trainer(job, processes, engine, draft_ids)
     start = perf_counter()
-    features = open_features(job, processes, model, trainer.head, documents, folder)
+    features = open_features(job, processes, model, documents, digest)
     seconds |= {"features": perf_counter() - start, "training": 0.0, "validation": 0.0}
     order = Order([len(one.ids) for one in documents], settings.batch, settings.seed)
     batches = Batches(documents, order, features, job.recipe, engine.device)
     batches.rank, batches.processes, batches.seed = processes.rank, processes.count, settings.seed
     training = Training(
         job, processes, training_id, folder, content, trainer, batches, engine, held_out, ends,
-        Curves(folder, job.tracking), seconds, describe_data(documents, order, counts, trainer.head),
+        Curves(folder, job.tracking), seconds, describe_data(documents, order, counts, trainer.drafter),
+        draft_ids,
     )  # fmt: skip
     take_up(training)
     return training
@@ -120,36 +126,36 @@ def get_documents(
 
 
 def make_trainer(job: TrainJob, processes: Processes, engine: Engine, draft_ids: torch.Tensor) -> Trainer:
-    """A fresh head of the recipe, by the seed alone."""
+    """With the drafter as it is before the first step."""
     settings, source = job.settings, Source.of(engine.models["target"])
     if settings.batch < processes.count:
         raise UserError(f"batch={settings.batch}: there are {processes.count} processes; accepted: as many or more")
-    torch.manual_seed(settings.seed)
     own = torch.float64 if settings.precision == "float64" else torch.float32
-    head = job.recipe.make(source, draft_ids).to(engine.device, own)
-    trainer = Trainer(head, job.recipe, source, job.optimizer, settings.steps, processes.reduce)
+    drafter = make_drafter(job, engine, source, draft_ids).to(engine.device, own)
+    trainer = Trainer(drafter, job.recipe, source, job.optimizer, settings.steps, processes.reduce)
     trainer.compute_in(DTYPES[settings.precision])
     return trainer
 
 
-def open_features(
-    job: TrainJob, processes: Processes, model: Any, head: EagleHead, documents: list[Document], folder: Path
-) -> Features:
-    """Features as the settings say; the first process writes what is cached."""
+def open_features(job: TrainJob, processes: Processes, model: Any, documents: list[Document], digest: str) -> Features:
+    """Features as the settings say; the first process writes what is cached, which trainings share."""
+    taps = job.recipe.taps(len(model.get_decoder().layers))
     if job.settings.features == "online":
-        return Online(model, head.shape)
+        return Online(model, taps)
     if not processes.first:
         processes.wait()
-    cached = Cached(folder / "features.bin", model, head.shape, documents, job.settings.batch)
+    target = identity.model_hash(job.pair.path("target"))
+    name = identity.digest([digest, target, taps, job.settings.target_dtype, job.settings.batch])
+    cached = Cached(job.settings.work / f"features_{name}.bin", model, taps, documents, job.settings.batch)
     if processes.first:
         processes.wait()
     return cached
 
 
-def describe_data(documents: list[Document], order: Order, counts: torch.Tensor, head: EagleHead) -> list[str]:
+def describe_data(documents: list[Document], order: Order, counts: torch.Tensor, drafter: Any) -> list[str]:
     """What a person should know before it starts."""
     answers = int(counts.sum())
-    ids = head.draft_ids()
+    ids = drafter.draft_ids() if isinstance(drafter, EagleHead) else None
     covered = answers if ids is None else int(counts[ids.cpu()].sum())
     used = int((counts > 0).sum())
     return [
@@ -182,11 +188,15 @@ def run(training: Training) -> None:
     settings, trainer, curves = training.job.settings, training.trainer, training.curves
     first = training.processes.first
     if first:
-        curves.open(trainer.step, training.training_id, f"eagle-{training.job.pair.name}", record(training))
+        curves.open(trainer.step, training.training_id, f"drafter-{training.job.pair.name}", record(training))
     code = 1
     try:
         with tqdm(
-            total=settings.steps, initial=trainer.step, desc="training", unit="step", disable=None if first else True
+            total=settings.steps,
+            initial=trainer.step,
+            desc="training",
+            unit="step",
+            disable=None if training.processes.talks else True,
         ) as bar:
             while trainer.step < settings.steps:
                 take_step(training, bar)
@@ -219,18 +229,19 @@ def take_step(training: Training, bar: Any) -> None:
 def validate(training: Training) -> Acceptance:
     """Measure the acceptance length, and tell it."""
     start, step = perf_counter(), training.trainer.step
-    head, length = training.trainer.head, training.job.settings.draft_length
-    found = measure_acceptance(training.engine, head, training.validation, length, training.ends)
+    drafter, length = training.trainer.drafter, training.job.settings.draft_length
+    found = measure_acceptance(training.engine, drafter, training.validation, length, training.ends)
     training.seconds["validation"] += perf_counter() - start
     places = {f"validation/acceptance_{place}": share for place, share in enumerate(found.places) if share == share}
     training.curves.tell(step, {"validation/acceptance_length": found.length, **places})
-    tqdm.write(f"step {step}: acceptance length {found.length:.3f}")
+    if training.processes.talks:
+        tqdm.write(f"step {step}: acceptance length {found.length:.3f}")
     return found
 
 
 def record(training: Training) -> dict[str, Any]:
     """What is told of a training beside its curves."""
-    head = training.trainer.head
+    drafter = training.trainer.drafter
     return {
         "training_id": training.training_id,
         "config": training.job.composed,
@@ -238,24 +249,16 @@ def record(training: Training) -> dict[str, Any]:
         "provenance": identity.provenance(training.engine.device),
         "processes": training.processes.count,
         "threads": torch.get_num_threads(),
-        "parameters": sum(one.numel() for one in head.parameters()),
+        "parameters": sum(one.numel() for one in drafter.parameters()),
         "notices": training.notices,
     }
 
 
 def write(training: Training) -> Path:
-    """The head in bfloat16 as a folder, and beside its weights how it came about."""
-    from baselines.eagle.writing import write_safeailab, write_speculators
-
-    settings, pair = training.job.settings, training.job.pair
+    """The drafter in bfloat16 as a folder, and beside its weights how it came about."""
+    settings = training.job.settings
     out = Path(settings.out).expanduser() if settings.out else training.folder / "head"
-    head = EagleHead(training.trainer.head.shape).to(torch.bfloat16)
-    head.load_state_dict(training.trainer.head.state_dict())
-    if settings.format == "speculators":
-        classes = training.engine.models["target"].config.architectures or []
-        write_speculators(head, out, pair.models["target"], classes, settings.draft_length)
-    else:
-        write_safeailab(head, out)
+    write_drafter(training.job, training.engine, training.trainer.drafter, out)
     seconds = {part: round(spent, 1) for part, spent in training.seconds.items()}
     last = [point for point in training.curves.read() if "validation/acceptance_length" in point][-1]
     told = {**record(training), "seconds": seconds, "validation": last}
