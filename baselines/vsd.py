@@ -106,11 +106,11 @@ class PathLoss:
     `anchor` weighs the drafter's plain loss beside it. Values: ours, chosen on calibration prompts (docs/LOG.md).
     """
 
-    paths: Annotated[int, Field(ge=1)] = 16
+    paths: Annotated[int, Field(ge=1)] = 40
     beta: Weight = 1.0
-    rejection: Weight = 0.1
-    confidence: Weight = 0.05
-    anchor: Weight = 1.0
+    rejection: Weight = 0.5
+    confidence: Weight = 0.2
+    anchor: Weight = 0.25
     floor: Annotated[float, Field(gt=0, lt=1)] = 1e-4
 
     def measure(

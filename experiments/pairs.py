@@ -44,3 +44,23 @@ class WidePair(Pair):
                 f"python scripts/widen_pair.py --scale {self.scale} --out {home}"
             )
         return Pair.path(self, role)  # slots make the class anew, and super() would look for the first one
+
+
+@spec
+class TrainedPair(Pair):
+    """A pair with all drafters that scripts/train_vsd.py has trained for it, by the names of their folders.
+
+    Heads of the target are `heads`, draft models further roles of `models`.
+    """
+
+    trained: str | None = None  # null: training/vsd of the results folder
+
+    def __post_init__(self) -> None:
+        home = Path(self.trained).expanduser() if self.trained else results_folder(None) / "training" / "vsd"
+        folders = [path.parent for path in sorted(home.glob("*/ablation.json"))]
+        if not folders:
+            raise ValueError(f"trained={home}: nothing was trained there; to train: python scripts/train_vsd.py")
+        models = {path.name: str(path) for path in folders if (path / "tokenizer_config.json").is_file()}
+        heads = {path.name: str(path) for path in folders if path.name not in models}
+        object.__setattr__(self, "models", {**self.models, **models})
+        object.__setattr__(self, "heads", {**self.heads, **heads})

@@ -2,6 +2,7 @@
 
 python -m experiments.tables RUN_ID [RUN_ID ...] --name first_light
 python -m experiments.tables RUN_ID [RUN_ID ...] --frontier --settings via_sd=via_sd,r_1,r_0.95
+python -m experiments.tables RUN_ID [RUN_ID ...] --trainings plain=plain_0,plain_1 --trainings lk=lk_0,lk_1
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import frontier_report
+from experiments import frontier_report, trainings
 from experiments.comparison import Arm, compare_seeds
 from experiments.config import CHECKOUT
 from experiments.errors import UserError, exit_code, near, one_line
@@ -180,12 +181,26 @@ def write_frontier(
     return paths
 
 
-def parse_settings(texts: Sequence[str]) -> dict[str, list[str]]:
+def write_trainings(runs: Sequence[StoredRun], kinds: trainings.Kinds, folder: Path, name: str) -> list[Path]:
+    """`name`_trainings.md and `name`_trainings.csv: each kind of training over the first."""
+    found = places(runs)
+    for place in found.values():
+        trainings.check_kinds(place, kinds)
+    compared = {title: trainings.compare_kinds(place, kinds) for title, place in found.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}_trainings.md", folder / f"{name}_trainings.csv"]
+    parts = [f"**{title}**\n\n{trainings.markdown(one)}" for title, one in compared.items()]
+    paths[0].write_text("\n\n".join([*parts, f"{_measured_where(runs)} {trainings.NOTE}"]) + "\n", encoding="utf-8")
+    trainings.write_csv(paths[1], compared)
+    return paths
+
+
+def parse_arms(option: str, texts: Sequence[str]) -> dict[str, list[str]]:
     """`NAME=ARM,ARM` -> the arms by name. Raises UserError for other texts."""
     for text in texts:
         name, _, arms = text.partition("=")
         if not name or not all(arms.split(",")):
-            raise UserError(f"--settings {text}: accepted: NAME=ARM,ARM,... as in via_sd=via_sd,r_1,r_0.95")
+            raise UserError(f"{option} {text}: accepted: NAME=ARM,ARM,... as in via_sd=via_sd,r_1,r_0.95")
     return {name: arms.split(",") for name, _, arms in (text.partition("=") for text in texts)}
 
 
@@ -199,14 +214,27 @@ def main() -> None:
     parser.add_argument(
         "--settings", action="append", default=[], metavar="NAME=ARM,ARM", help="arms that are settings of one method"
     )
+    parser.add_argument(
+        "--trainings",
+        action="append",
+        default=[],
+        metavar="KIND=ARM,ARM",
+        help="instead: kinds of trained drafters over the first kind, one arm for each seed of training",
+    )
     options = parser.parse_args()
     try:
         runs = [read(RunFolder(options.results, run_id)) for run_id in options.runs]
-        folder, settings = options.results / "tables", parse_settings(options.settings)
+        folder, settings = options.results / "tables", parse_arms("--settings", options.settings)
+        kinds = parse_arms("--trainings", options.trainings)
         if settings and not options.frontier:
             raise UserError(f"--settings {options.settings[0]}: accepted together with --frontier")
+        if kinds and options.frontier:
+            raise UserError(f"--trainings {options.trainings[0]}: accepted without --frontier")
         if options.frontier:
             paths = write_frontier(runs, settings, folder, options.name)
+            print(paths[0].read_text(encoding="utf-8"))
+        elif kinds:
+            paths = write_trainings(runs, kinds, folder, options.name)
             print(paths[0].read_text(encoding="utf-8"))
         else:
             paths = write(runs, folder, options.name)

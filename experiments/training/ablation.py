@@ -13,6 +13,7 @@ from statistics import median
 from time import process_time
 from typing import Annotated, Any, Literal
 
+import torch
 from hydra import compose
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -125,7 +126,9 @@ def describe_arm(job: TrainJob) -> Any:
 def measure_costs(arms: Mapping[str, TrainJob]) -> dict[str, float]:
     """Processor time of a step of each arm over the first arm's: medians of ratios on the same batches, in turn."""
     first = next(iter(arms.values()))
-    training = prepare(replace(first, settings=replace(first.settings, out=None)), Processes())
+    training = prepare(replace(first, engine=replace(first.engine, threads="auto")), Processes())
+    if first.engine.threads != "auto":
+        torch.set_num_threads(first.engine.threads)  # as many as each training has: more were for what all share
     ids, engine = training.draft_ids, training.engine
     trainers = {arm: make_trainer(job, Processes(), engine, ids) for arm, job in arms.items()}
     ratios: dict[str, list[float]] = {arm: [] for arm in arms}
@@ -145,7 +148,8 @@ def work_off(settings: AblationSettings, trainings: list[ArmTraining]) -> Iterat
     done = {one.name: row for one in trainings if (row := read_row(settings, one)) is not None}
     yield from done.values()
     left = [one for one in trainings if one.name not in done]
-    if not left:
+    if settings.processes == 1 or len(left) < 2:
+        yield from map(train, left)
         return
     with ProcessPoolExecutor(settings.processes, multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(train, one) for one in left]):

@@ -1,0 +1,134 @@
+"""scripts/train_vsd.py: arms at equal compute, stopped and gone on with, and the pair that decodes with them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from experiments import run
+from experiments.config import CHECKOUT
+from experiments.training import ablation
+from tests.commands import call, check_mistake
+
+COMMON = (
+    "common=['tasks=[qa]','prompts=6','answers=given','batch=3','validate_prompts=1','draft_length=2',"
+    "'max_new_tokens=12','target_dtype=float32','precision=float32','work_dir={work}']"
+)
+QUICK = ("steps=4", "seeds=[0]", "jobs=1", "~arms.lk", "~arms.arw", "~arms.paths")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """scripts/train_vsd.py; scripts are no package."""
+    sys.path.insert(0, str(CHECKOUT / "scripts"))
+    try:
+        import train_vsd
+    finally:
+        sys.path.remove(str(CHECKOUT / "scripts"))
+    return train_vsd
+
+
+@pytest.fixture(autouse=True)
+def costs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Costs that no clock decides: the last arm's steps cost twice the first one's. The arms that were measured."""
+    measured, real = [], ablation.measure_costs
+
+    def measure(arms: dict[str, Any]) -> dict[str, float]:
+        found = real(arms)
+        assert found["plain"] == 1.0 and all(0.1 < one < 10 for one in found.values())
+        measured.extend(arms)
+        return {arm: 2.0 if arm == "vsd_style" else 1.0 for arm in arms}
+
+    monkeypatch.setattr(ablation, "measure_costs", measure)
+    return measured
+
+
+def read_table(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "trainings.csv").open() as file:
+        return {f"{row['drafter']}_{row['arm']}_{row['seed']}": row for row in csv.DictReader(file)}
+
+
+def test_arms_have_steps_of_equal_cost_and_what_is_done_is_kept(
+    script: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    costs: list[str],
+) -> None:
+    typed = (*QUICK, COMMON.format(work=tmp_path), f"out={tmp_path / 'vsd'}")
+    train, done = ablation.train, []
+
+    def stop_after_two(one: ablation.ArmTraining) -> dict[str, Any]:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(one.name)
+        return train(one)
+
+    monkeypatch.setattr(ablation, "train", stop_after_two)
+    assert call(capsys, script.main, *typed)[0] == 130
+    assert list(read_table(tmp_path / "vsd")) == ["head_plain_0", "head_vsd_style_0"]
+    monkeypatch.setattr(ablation, "train", lambda one: done.append(one.name) or train(one))  # type: ignore[func-returns-value]
+    code, told, error = call(capsys, script.main, *typed)
+    assert code == 0, error
+    rows = read_table(tmp_path / "vsd")
+    assert done == ["head_plain_0", "head_vsd_style_0", "draft_plain_0", "draft_vsd_style_0"] == list(rows)
+    assert [row["steps"] for row in rows.values()] == ["4", "2", "4", "2"]
+    assert costs == ["plain", "vsd_style"] * 2  # measured once, though there were two starts
+    weights = {name: next((tmp_path / "vsd" / name).glob("*.safetensors")).read_bytes() for name in rows}
+    assert len(set(weights.values())) == 4
+    assert "head_plain_0: 4 steps" in told and "(calibration)" in told
+
+    monkeypatch.setenv("VIASD_RESULTS", str(tmp_path / "results"))
+    arms = "arms=[vanilla,method,{d: 'method=sd drafter.role=draft_vsd_style_0'}]"
+    code, told, error = call(
+        capsys, run.main, "task=qa", "pair=reference_vsd", f"pair.trained={tmp_path / 'vsd'}", "limit=1",
+        "quality_limit=1", "task.max_new_tokens=8", "method=eagle3_chain", "method.drafter.head=head_plain_0", arms,
+    )  # fmt: skip
+    assert code == 0, error
+    (stored,) = (tmp_path / "results" / "runs").glob("*/rows.jsonl")
+    lines = [json.loads(line) for line in stored.read_text().splitlines()]
+    assert {line["arm"] for line in lines} == {"vanilla", "method", "d"}
+    assert all(line["error"] is None for line in lines)
+
+
+def test_other_settings_are_other_trainings(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = (
+        *QUICK,
+        COMMON.format(work=tmp_path),
+        f"out={tmp_path / 'vsd'}",
+        "~drafters.head",
+    )
+    assert call(capsys, script.main, *typed)[0] == 0
+    before = read_table(tmp_path / "vsd")
+    assert call(capsys, script.main, *typed, "steps=6")[0] == 0
+    after = read_table(tmp_path / "vsd")
+    assert [row["steps"] for row in after.values()] == ["6", "3"]
+    assert all(after[name]["training_id"] != before[name]["training_id"] for name in before)
+
+
+MISTAKES = {
+    "seeds=[]": ["seeds"],
+    "jobs=many": ["jobs", "many"],
+    "drafters={head: ['recipe=eagle9']}": ["drafters.head", "eagle9"],
+    "arms={plain: ['recipe.los=lk']}": ["arms.plain", "recipe.los"],
+    "drafters={draft: ['recipe=draft_model','start=eagle3']}": ["start=eagle3", "accepted: null"],
+    "drafters={head: ['recipe=eagle3','start=eagle3','recipe.intermediate=8']}": ["start=eagle3", "intermediate"],
+    "arm=3": ["arm", "no such key"],
+}
+
+
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_mistakes_end_in_one_line(
+    typed: str, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ("seeds=[0]", "jobs=1", COMMON.format(work=tmp_path), f"out={tmp_path / 'vsd'}")
+    code, _, error = call(capsys, script.main, *quick, typed)
+    check_mistake(code, error.splitlines()[-1], MISTAKES[typed])  # behind a bar of loading weights
