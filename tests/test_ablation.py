@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,10 +10,17 @@ from typing import Any
 
 import pytest
 
-from experiments import run
+from baselines.eagle.drafter import EagleDrafter
 from experiments.config import CHECKOUT
+from experiments.pairs import TrainedPair
 from experiments.training import ablation
 from tests.commands import call, check_mistake
+from viasd.decode import Decode
+from viasd.drafting import DraftModel, FixedLength, NoDrafter
+from viasd.engine import Engine
+from viasd.method import Method
+from viasd.sampling import Sampling, SeededDraws
+from viasd.verification import RuleVerifier
 
 COMMON = (
     "common=['tasks=[qa]','prompts=6','answers=given','batch=3','validate_prompts=1','draft_length=2',"
@@ -84,17 +90,22 @@ def test_arms_have_steps_of_equal_cost_and_what_is_done_is_kept(
     assert len(set(weights.values())) == 4
     assert "head_plain_0: 4 steps" in told and "(calibration)" in told
 
-    monkeypatch.setenv("VIASD_RESULTS", str(tmp_path / "results"))
-    arms = "arms=[vanilla,method,{d: 'method=sd drafter.role=draft_vsd_style_0'}]"
-    code, told, error = call(
-        capsys, run.main, "task=qa", "pair=reference_vsd", f"pair.trained={tmp_path / 'vsd'}", "limit=1",
-        "quality_limit=1", "task.max_new_tokens=8", "method=eagle3_chain", "method.drafter.head=head_plain_0", arms,
-    )  # fmt: skip
-    assert code == 0, error
-    (stored,) = (tmp_path / "results" / "runs").glob("*/rows.jsonl")
-    lines = [json.loads(line) for line in stored.read_text().splitlines()]
-    assert {line["arm"] for line in lines} == {"vanilla", "method", "d"}
-    assert all(line["error"] is None for line in lines)
+    check_that_they_decode(tmp_path / "vsd")
+
+
+def check_that_they_decode(folder: Path) -> None:
+    """Head and draft model by their names in the pair; the text is the target's."""
+    models = {role: f"viasd://reference/{role}" for role in ("target", "draft")}
+    pair = TrainedPair(name="trained", models=models, trained=str(folder))
+    engine = Engine.load(pair, ["target", "draft_vsd_style_0"], "cpu", "float64", slots=40)
+    head, draft = EagleDrafter(head="head_plain_0", tree=None), DraftModel(role="draft_vsd_style_0")
+    texts = []
+    for drafter in (NoDrafter(), head, draft):
+        method = Method(name="any", drafter=drafter, stop=FixedLength(length=3), verifier=RuleVerifier())
+        done = method.open(engine).generate([3, 50, 60, 70], Decode(Sampling(), 12), SeededDraws(0, "0", engine.device))
+        texts.append(done.token_ids)
+    assert texts[0] == texts[1] == texts[2]
+    assert "head_vsd_style_0" in pair.heads and "draft_plain_0" in pair.models
 
 
 def test_other_settings_are_other_trainings(

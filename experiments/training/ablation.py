@@ -31,7 +31,7 @@ from experiments.training.subjects import describe_training
 from experiments.training.work import make_trainer, prepare, run, write
 from viasd.spec import spec
 
-TIMED = 12  # steps of each arm that its cost is the median of
+TIMED = 20  # steps of each arm that its cost is the median of
 COLUMNS = ("drafter", "arm", "seed", "steps", "cost", "cpu_seconds", "calibration_acceptance_length", "training_id")
 Names = Annotated[dict[str, list[str]], Field(min_length=1)]
 
@@ -124,7 +124,10 @@ def describe_arm(job: TrainJob) -> Any:
 
 
 def measure_costs(arms: Mapping[str, TrainJob]) -> dict[str, float]:
-    """Processor time of a step of each arm over the first arm's: medians of ratios on the same batches, in turn."""
+    """Processor time of a step of each arm over the first arm's: medians of ratios on the same batches, in turn.
+
+    What it takes to load a batch, which is slower for the arm that happens to be the first, is added to all alike.
+    """
     first = next(iter(arms.values()))
     training = prepare(replace(first, engine=replace(first.engine, threads="auto")), Processes())
     if first.engine.threads != "auto":
@@ -133,13 +136,17 @@ def measure_costs(arms: Mapping[str, TrainJob]) -> dict[str, float]:
     trainers = {arm: make_trainer(job, Processes(), engine, ids) for arm, job in arms.items()}
     ratios: dict[str, list[float]] = {arm: [] for arm in arms}
     for step in tqdm(range(TIMED + 1), desc="costs", leave=False, disable=None):
+        start = process_time()
+        batch = training.batches.load(step)
+        loading = process_time() - start
         seconds = {}
-        for arm, trainer in trainers.items():
+        for place in range(len(arms)):  # each step begins with another arm
+            arm = list(arms)[(place + step) % len(arms)]
             start = process_time()
-            trainer.update(training.batches.load(step))
-            seconds[arm] = process_time() - start
-        for arm, spent in seconds.items():
-            ratios[arm].append(spent / next(iter(seconds.values())))
+            trainers[arm].update(batch)
+            seconds[arm] = loading + process_time() - start
+        for arm, found in ratios.items():
+            found.append(seconds[arm] / seconds[next(iter(arms))])
     return {arm: median(found[1:]) for arm, found in ratios.items()}  # the first step warms up
 
 
