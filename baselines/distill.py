@@ -53,8 +53,11 @@ class DraftModelRecipe:
             losses = cross_entropy(drafted, restrict(logits[:, :common], None))
         agreed = drafted.detach().max(-1).indices == wanted
         plain = StepSums((losses * known).sum(), known.sum(), torch.tensor(len(wanted)), agreed.sum())
+        if self.paths is None:
+            return [plain]
         columns, every = wanted.where(known, -1), torch.arange(len(wanted), device=wanted.device)
-        steps = [StepRows(drafted[k:], every[k:], columns[k:]) for k in range(self.steps if self.paths else 0)]
+        logs = drafted.float().log_softmax(-1)
+        steps = [StepRows(logs[k:], every[k:], columns[k:]) for k in range(min(self.steps, len(wanted)))]
         return [plain, *measure_paths(self.paths, steps, answers, wanted, batch)]
 
     def _known(self, batch: Batch, drafter: Any) -> torch.Tensor:

@@ -27,11 +27,11 @@ Weight = Annotated[float, Field(ge=0)]
 class StepRows:
     """What a drafter says in one step of its paths, at m of the n places where answer tokens are decided.
 
-    `logits` [m, D], with gradient; `places` [m]: which of the n; `wanted` [m]: the column of the target's first choice,
-    -1 where the drafter cannot draft it.
+    `logs` [m, D]: log-probabilities, with gradient; `places` [m]: which of the n; `wanted` [m]: the column of the
+    target's first choice, -1 where the drafter cannot draft it.
     """
 
-    logits: Tensor
+    logs: Tensor
     places: Tensor
     wanted: Tensor
 
@@ -74,8 +74,7 @@ def draw_paths(
     known = torch.zeros(n, len(steps), dtype=torch.bool, device=documents.device)
     drawn = []
     for step, rows in enumerate(steps):
-        shares = rows.logits.float().softmax(-1)
-        tokens = torch.multinomial(shares, count, replacement=True, generator=generator)  # [m, S]
+        tokens = torch.multinomial(rows.logs.exp(), count, replacement=True, generator=generator)  # [m, S]
         starts = rows.places - step  # places are counted through all documents: so many before lies the context
         inside = (starts >= 0) & (documents[starts.clamp(min=0)] == documents[rows.places])
         known[starts[inside], step] = True
@@ -121,17 +120,14 @@ class PathLoss:
         accepted, against = self.weigh(paths)
         loss = torch.zeros((), device=documents.device)
         for step, (rows, (tokens, starts, inside)) in enumerate(zip(steps, paths.drawn, strict=True)):
-            if not bool(inside.any()):
-                continue
-            starts, tokens, wanted = starts[inside], tokens[inside], rows.wanted[inside]
-            logs = rows.logits[inside].float().log_softmax(-1)
-            right = logs.gather(1, wanted.clamp(min=0)[:, None])[:, 0]
-            loss = loss - (accepted[starts, step] * right).sum()
+            starts = starts.clamp(min=0)  # where a row belongs to no context, `inside` takes it out again
+            right = rows.logs.gather(1, rows.wanted.clamp(min=0)[:, None])[:, 0]
+            loss = loss - (accepted[starts, step] * inside * right).sum()
             if self.rejection or self.confidence:
-                wrong = logs.gather(1, tokens)  # [m, S]
+                wrong = rows.logs.gather(1, tokens)  # [m, S]
                 cost = against[starts, None] * wrong.clamp(min=log(self.floor))
                 cost = cost + self.confidence * (2 * wrong).exp()
-                loss = loss + (cost * paths.refused[starts, step]).sum() / self.paths
+                loss = loss + (cost * (paths.refused[starts, step] & inside[:, None])).sum() / self.paths
         ruled = paths.kept.sum() + paths.refused.sum()
         return StepSums(loss, paths.contexts, ruled, paths.kept.sum())
 

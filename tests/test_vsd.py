@@ -28,8 +28,8 @@ def make_steps(wanted: Tensor, seed: int = 0) -> list[StepRows]:
     steps = []
     for step in range(STEPS):
         places = torch.arange(len(wanted))[step > 1 :]  # one index is missing in a later step
-        logits = torch.randn(len(places), IDS, generator=generator, dtype=torch.float64) * 2
-        steps.append(StepRows(logits.requires_grad_(), places, wanted[places]))
+        logs = (torch.randn(len(places), IDS, generator=generator, dtype=torch.float64) * 2).log_softmax(-1)
+        steps.append(StepRows(logs.requires_grad_(), places, wanted[places]))
     return steps
 
 
@@ -84,7 +84,7 @@ def test_paths_are_drawn_from_the_drafter(steps: list[StepRows]) -> None:
             if place > 8 or DOCUMENTS[place] != DOCUMENTS[context] or not len(at):
                 break
             wanted = int(rows.wanted[at[0, 0]])
-            chance *= 0.0 if wanted < 0 else float(rows.logits.detach()[at[0, 0]].softmax(-1)[wanted])
+            chance *= 0.0 if wanted < 0 else float(rows.logs.detach()[at[0, 0], wanted].exp())
             share = float((paths.lengths[context] > step).double().mean())
             assert share == pytest.approx(chance, abs=5 * (chance * (1 - chance) / count) ** 0.5 + 1e-9)
             if not FOLLOWED[place]:
@@ -113,7 +113,7 @@ def look_up(steps: list[StepRows], context: int, step: int, token: int | None) -
     """Log-probability of a token, None the wanted one, in a step of a context's path."""
     row = int((steps[step].places == context + step).nonzero()[0, 0])
     wanted = int(steps[step].wanted[row]) if token is None else token
-    return float(steps[step].logits[row].log_softmax(-1)[wanted])
+    return float(steps[step].logs.detach()[row, wanted])
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def look_up(steps: list[StepRows], context: int, step: int, token: int | None) -
 def test_the_loss_is_the_stated_one(steps: list[StepRows], loss: PathLoss) -> None:
     found = loss.measure(steps, DOCUMENTS, FOLLOWED, torch.Generator().manual_seed(1))
     paths = draw(steps, loss.paths)
-    assert float(found.loss) == pytest.approx(state_loss(loss, steps, paths), rel=1e-5)
+    assert float(found.loss.detach()) == pytest.approx(state_loss(loss, steps, paths), rel=1e-5)
     assert int(found.places) == 9
     assert (int(found.judged), int(found.agreed)) == (int((paths.kept | paths.refused).sum()), int(paths.kept.sum()))
 
@@ -136,20 +136,20 @@ def test_a_refused_token_is_pushed_down_to_the_floor_and_an_accepted_one_up(step
     loss = PathLoss(paths=64, rejection=1.0, confidence=0.0, floor=1e-9)
     loss.measure(steps, DOCUMENTS, FOLLOWED, torch.Generator().manual_seed(1)).loss.backward()
     rows = steps[0]
-    assert rows.logits.grad is not None
-    right = rows.logits.grad.gather(1, rows.wanted.clamp(min=0)[:, None])[:, 0]
+    assert rows.logs.grad is not None
+    right = rows.logs.grad.gather(1, rows.wanted.clamp(min=0)[:, None])[:, 0]
     assert bool((right[rows.wanted >= 0] <= 0).all()) and bool((right < 0).any())
     # with a floor that all refused tokens lie below, nothing of them moves
     for one in steps:
-        one.logits.grad = None
+        one.logs.grad = None
     still = PathLoss(paths=64, rejection=1.0, confidence=0.0, floor=0.999999)
     plain = PathLoss(paths=64, rejection=0.0, confidence=0.0)
     grads = []
     for one in (still, plain):
         one.measure(steps, DOCUMENTS, FOLLOWED, torch.Generator().manual_seed(1)).loss.backward()
-        grads.append(steps[0].logits.grad.clone())  # type: ignore[union-attr]
+        grads.append(steps[0].logs.grad.clone())  # type: ignore[union-attr]
         for rows in steps:
-            rows.logits.grad = None
+            rows.logs.grad = None
     assert torch.allclose(*grads)
 
 

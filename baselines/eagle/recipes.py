@@ -179,7 +179,8 @@ class Eagle3Recipe:
                 losses = losses + self.feature_weight * feature_distance(head.norm(found), features) * known[seen]
             places = known[seen].sum() if self.average == "judged" else torch.tensor(batch.ids.numel())
             sums.append(StepSums(losses.sum(), places, seen.sum(), agreed.sum()))
-            steps.append(StepRows(drafted, seen.nonzero()[:, 0], columns[seen]))
+            if self.paths is not None:
+                steps.append(StepRows(drafted.float().log_softmax(-1), seen.nonzero()[:, 0], columns[seen]))
         return sums + measure_paths(self.paths, steps, answers, wanted, batch)
 
 
