@@ -52,7 +52,9 @@ class DraftModelRecipe:
         else:
             losses = cross_entropy(drafted, restrict(logits[:, :common], None))
         agreed = drafted.detach().max(-1).indices == wanted
-        plain = StepSums((losses * known).sum(), known.sum(), torch.tensor(len(wanted)), agreed.sum())
+        plain = StepSums(
+            (losses * known).sum(), known.sum(), torch.tensor(len(wanted), device=wanted.device), agreed.sum()
+        )
         if self.paths is None:
             return [plain]
         columns, every = wanted.where(known, -1), torch.arange(len(wanted), device=wanted.device)

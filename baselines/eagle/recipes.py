@@ -177,7 +177,8 @@ class Eagle3Recipe:
             if self.feature_weight and head.norm is not None:
                 features = batch.states[answers.documents[seen], answers.places[seen]]
                 losses = losses + self.feature_weight * feature_distance(head.norm(found), features) * known[seen]
-            places = known[seen].sum() if self.average == "judged" else torch.tensor(batch.ids.numel())
+            every = torch.tensor(batch.ids.numel(), device=batch.ids.device)
+            places = known[seen].sum() if self.average == "judged" else every
             sums.append(StepSums(losses.sum(), places, seen.sum(), agreed.sum()))
             if self.paths is not None:
                 steps.append(StepRows(drafted.float().log_softmax(-1), seen.nonzero()[:, 0], columns[seen]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -158,9 +160,22 @@ def work_off(settings: AblationSettings, trainings: list[ArmTraining]) -> Iterat
     if settings.processes == 1 or len(left) < 2:
         yield from map(train, left)
         return
-    with ProcessPoolExecutor(settings.processes, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(settings.processes, context, initializer=end_with_parent) as pool:
         for future in as_completed([pool.submit(train, one) for one in left]):
             yield future.result()
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone, however it went; a pool's own ones would go on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def train(one: ArmTraining) -> dict[str, Any]:
