@@ -21,7 +21,7 @@ from viasd.gates import entropy
 from viasd.rules import RuleRows, judge_chain
 from viasd.sampling import Draws, process
 from viasd.spec import spec
-from viasd.verification import probabilities
+from viasd.verification import probabilities, taps_before
 
 
 @spec
@@ -130,14 +130,16 @@ class _JsJudge(Part):
         count = tested if self.config.positions == "tested" else n
         self._found = [(j, label > 0) for j, label in zip(apart[:count], labels[:count], strict=True)]
         tier: Tier = "target"
+        kept = int(accepted) + (accepted < n and last == drafted[int(accepted)])  # what is drawn may be equal
         return Verdict(
             tokens=tokens,
             sources=[tier] * len(tokens),
-            kept=int(accepted) + (accepted < n and last == drafted[int(accepted)]),  # what is drawn may be equal
+            kept=kept,
             tiers=[tier] * tested,
             target_ruled=len(tokens),
             laws=laws,
             labels=[label for _, label in self._found],
+            taps=taps_before(self.reader, state.length + kept),
         )
 
     def _test(self, state: State, draft: Draft, logits: Tensor, target: Tensor, threshold: float | None) -> _Tests:

@@ -16,6 +16,7 @@ from torch import Tensor
 from viasd.decode import Draft, Part, Readers, RowReader, Source, State, StopRule, Tier, Verdict, Verifier
 from viasd.sampling import Sampling, process
 from viasd.spec import spec
+from viasd.verification import taps_before
 
 
 @spec
@@ -137,6 +138,7 @@ class _RollBack(Part):
             tiers=[tier] * min(kept + 1, n),
             target_ruled=len(tokens),
             laws=[1.0] * len(tokens) if state.detail else None,
+            taps=taps_before(self.reader, state.length + kept),
         )
 
     def _unread_tail(self, state: State, draft: Draft) -> list[int]:

@@ -14,7 +14,7 @@ from viasd.drafting import FixedLength
 from viasd.rules import RuleRows, judge_chain, judge_greedy
 from viasd.sampling import process
 from viasd.spec import spec
-from viasd.verification import probabilities
+from viasd.verification import probabilities, taps_before
 
 LONGEST = 64
 
@@ -124,6 +124,7 @@ class AheadJudge(Part):
             target_ruled=len(tokens),
             laws=laws,
             held=draft.held,
+            taps=taps_before(self.reader, state.length + kept),
         )
 
 

@@ -239,10 +239,10 @@ def predicted_tokens_per_second(arm: Arm) -> Statistic | None:
 
 
 def modelled_parallel_tokens_per_second(arm: Arm) -> Statistic | None:
-    """Tokens per second if draft model and target of a round ran at the same time, on a device each.
+    """Tokens per second if drafter and verifier of a round ran at the same time, on a device each.
 
-    At isolated costs; a round takes besides what one of vanilla does, measured less isolated. Only for arms whose
-    drafter does not wait for the verifier.
+    The models of a hierarchical verifier run in turn on theirs. At isolated costs; a round takes besides what one of
+    vanilla does, measured less isolated. Only for arms whose drafter does not wait for the verifier.
     """
     if (base := arm.vanilla) is None or not any(row.parallel_seconds for row in arm.timed.rows):
         return None

@@ -308,19 +308,19 @@ class Bench:
         return sum(self.costs.seconds(arm, role, fed) for calls in profile.rounds for role, fed in calls)
 
     def _parallel_seconds(self, arm: str, profile: Profile) -> float | None:
-        """The calls of a generation at their isolated costs, each reader on a device of its own: modelled.
+        """The calls of a generation at their isolated costs, drafter and verifier on a device each: modelled.
 
-        A round takes as long as its busiest reader. What the devices tell each other takes no time, and sharing one
-        costs nothing.
+        A round takes as long as the busier of the two. Slim verifiers and the target are the verifier's, and run in
+        turn, for what one says decides whether the next one is asked. What the devices tell each other takes no time.
         """
         if self.costs is None:
             return None
         total = 0.0
         for calls in profile.rounds:
-            busy: dict[str, float] = {}
+            busy = [0.0, 0.0]
             for role, fed in calls:
-                busy[role] = busy.get(role, 0.0) + self.costs.seconds(arm, role, fed)
-            total += max(busy.values(), default=0.0)
+                busy[role == "target" or role.startswith("slim")] += self.costs.seconds(arm, role, fed)
+            total += max(busy)
         return total
 
     def _text(self, ids: Sequence[int]) -> str:

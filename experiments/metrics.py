@@ -120,7 +120,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "modelled_parallel_tokens_per_second", "tokens/s", "higher", 0,
-        "Modelled, not measured: tokens per second with draft model and target at work at once, on two devices.",
+        "Modelled, not measured: tokens per second with drafter and verifier at work at once, on two devices.",
         modelled_parallel_tokens_per_second,
     ),
     Metric(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from itertools import pairwise
 from math import prod
@@ -29,7 +29,7 @@ SIZED = [name for name in EXPERIMENTS if name != "first_light"]
 ASKED = {
     "tiers", "mask_search", "intermediate_source", "readings", "thresholds", "skip_ratio", "draft_length", "gates",
     "budget", "cache_sharing", "frontier", "stop_rules", "adasd", "lossy_frontier", "self_speculation",
-    "eagle_versions", "tree_shape",
+    "eagle_versions", "tree_shape", "via_sd_compat",
 }  # fmt: skip
 REQUESTS = 2400  # of a default size, at 0.25 seconds each ten minutes; a timed example is run three times
 SETTLED: dict[str, dict[str, Method]] = {}
@@ -137,6 +137,22 @@ def test_gates_has_every_gate_on_one_slim_view(pair: Pair) -> None:
     assert yamls - {"ratio", "random"} <= set(arms) and {"via_sd", "random_gate"} <= set(arms)
     slims = {str(arms[name].verifier.slim) for name in yamls & set(arms)}  # type: ignore[attr-defined]
     assert slims == {str(arms["via_sd"].verifier.slim)}  # type: ignore[attr-defined]
+
+
+def test_compat_has_each_drafter_under_the_same_verifiers(pair: Pair) -> None:
+    """The paper's settings are those of via_sd_paper, the lossless ones those of via_sd_exact; every chain has 5."""
+    arms: dict[str, Any] = settled("via_sd_compat", pair)
+    paper, exact = arms["sd_paper"].verifier, arms["sd_exact"].verifier
+    assert (paper.slim.skip_ratio, paper.slim.cache, exact.mode) == (0.45, "separate", "exact")
+    assert all(arms[name].verifier == paper for name in ("e1_paper", "e3_paper"))
+    assert all(arms[name].verifier == exact for name in ("e1_exact", "e3_exact"))
+    pearl = arms["pearl_paper"].verifier
+    assert {field.name for field in fields(paper) if getattr(pearl, field.name) != getattr(paper, field.name)} == set()
+    for name in ("e1", "e3"):
+        drafters = [arms[label].drafter for label in (name, f"{name}_paper", f"{name}_exact")]
+        assert drafters[0] == drafters[1] == drafters[2] and drafters[0].tree is None
+    assert arms["coin_slim@0.5"].verifier.slim == arms["slim_only"].verifier.slim == paper.slim
+    assert all(arm.stop.length == 5 for name, arm in arms.items() if name != "vanilla")
 
 
 def test_the_frontier_has_both_curves_and_every_mode(pair: Pair) -> None:

@@ -11,15 +11,17 @@ from conftest import FAMILIES, VOCABULARY, ModelFactory
 from test_forward import Operations
 from test_graphs import Tape
 from torch import Tensor
+from transformers import DynamicCache
 
 from viasd.decode import Decode, Draft, State, Verdict
 from viasd.drafting import DraftModel, FixedLength
 from viasd.engine import Engine, Mode
 from viasd.method import Method
-from viasd.models import Branches
+from viasd.models import Branches, Kept, make_view
 from viasd.reader import Reader
 from viasd.sampling import Sampling, SeededDraws
 from viasd.taps import Taps
+from viasd.trees import Nodes
 from viasd.verification import RuleVerifier
 
 IDS = torch.randint(3, VOCABULARY, (40,), generator=torch.Generator().manual_seed(9))
@@ -83,18 +85,78 @@ def test_only_what_is_asked_for_and_of_the_prompt_if_asked_for(tiny: ModelFactor
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+VIEWS: dict[str, Kept] = {
+    "ends": [0, 3],
+    "first_half": [0, 1],  # nothing is kept behind layers 2 and 3
+    "last": [3],
+    "branches": Branches(attention=(0, 2), mlp=(0, 3)),
+    "all": [0, 1, 2, 3],
+}
+
+
+def by_hand(model: Any, kept: Kept, ids: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+    """For each layer of the whole model the stream that enters the first kept one from there on; and the last stream.
+
+    The view's layers as the library runs them, without our cache; written out anew, layer by layer.
+    """
+    states, final = library(make_view(model, kept), ids)
+    indices = sorted({*kept.attention, *kept.mlp}) if isinstance(kept, Branches) else list(kept)
+    streams = {}
+    for layer in LAYERS:
+        behind = [place for place, index in enumerate(indices) if index >= layer]
+        streams[layer] = states[behind[0]] if behind else final
+    return streams, final
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize(("family", "mode"), PATHS)
+def test_a_skipped_layer_has_the_stream_into_the_next_kept_one(
+    tiny: ModelFactory, family: str, mode: Mode, view: str
+) -> None:
+    target, kept = tiny(family, exact=family == "gemma2"), VIEWS[view]
+    expected, final = by_hand(target, kept, IDS[:30])
+    reader = Engine({"target": target}, VOCABULARY, 48, mode).readers().slim(kept, "separate")
+    for wanted in ([2], [1, 3, 1], LAYERS, []):  # in any order, one twice
+        reader.start()
+        reader.tap(wanted, whole=False)
+        for stop in (20, 22, 30):
+            start = reader.read
+            reader.feed(IDS, stop, last=1)
+            taps = reader.tapped
+            assert taps is not None and not taps.whole and list(taps.streams) == sorted(set(wanted))
+            for layer in wanted:
+                assert (taps.streams[layer] - expected[layer][start:stop]).abs().max() < 1e-10
+            assert (taps.top - final[start:stop]).abs().max() < 1e-10
+    assert not any(module._forward_pre_hooks for module in target.modules())
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("mode", ["fused", "eager"])
-def test_a_view_names_layers_as_the_whole_model_does(tiny: ModelFactory, mode: Mode) -> None:
-    kept = Branches(attention=(0, 2), mlp=(0, 3))
-    engine = Engine({"target": tiny("llama")}, VOCABULARY, 48, mode)
-    reader = engine.readers().slim(kept, "separate")
-    reader.tap(LAYERS)
-    reader.feed(IDS, 9, last=1)
-    taps = reader.tapped
-    assert taps is not None and list(taps.streams) == [0, 2, 3]
-    expected, final = library(engine.view(kept), IDS[:9])
-    assert (taps.top - final).abs().max() < 1e-10 and (taps.streams[3] - expected[2]).abs().max() < 1e-10
+def test_slim_streams_behind_what_the_target_read_and_down_a_tree(tiny: ModelFactory, mode: Mode) -> None:
+    """On the target's cache they are what the view makes of the target's keys; and so for nodes of a tree."""
+    target, kept = tiny("llama"), [0, 3]
+    readers = Engine({"target": target}, VOCABULARY, 48, mode).readers()
+    reader = readers.slim(kept, "shared")
+    readers.get("target").feed(IDS, 12, last=1)
+    reader.tap(LAYERS, whole=False)
+    reader.feed(IDS, 20, last=1)
+    cache, seen = DynamicCache(), list[Tensor]()
+    target(IDS[None, :12], past_key_values=cache, use_cache=True)
+    view = copy.deepcopy(make_view(target, kept))
+    for layer in view.get_decoder().layers:
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    view(IDS[None, 12:20], past_key_values=cache, use_cache=True)
+    assert reader.tapped is not None and reader.tapped.start == 12
+    for layer, place in ((0, 0), (1, 1), (2, 1), (3, 1)):
+        assert (reader.tapped.streams[layer] - seen[place]).abs().max() < 1e-10
+    chain = Nodes(IDS[20:22], torch.tensor([1, 2]), torch.tensor([[True, False], [True, True]]), torch.tensor([-1, 0]))
+    reader.feed_nodes(IDS, 20, chain, last=1)
+    assert reader.tapped is not None and not reader.tapped.whole
+    nodes = reader.tapped.streams[1].clone()
+    reader.keep(20, [])
+    reader.feed(IDS, 22, last=1)
+    assert (nodes - reader.tapped.streams[2]).abs().max() < 1e-10 and len(nodes) == 2
 
 
 @torch.inference_mode()
@@ -109,6 +171,13 @@ def test_recorded_forwards_can_be_tapped(tiny: ModelFactory) -> None:
     reader.feed(IDS, 14, last=1)
     assert reader.tapped is not None and (reader.tapped.top - final[11:14]).abs().max() < 1e-10
     assert (reader.tapped.streams[2] - expected[2][11:14]).abs().max() < 1e-10
+    streams, _ = by_hand(tiny("llama"), [0, 3], IDS[:14])
+    slim = engine.readers().slim([0, 3], "separate")
+    slim.feed(IDS, 12, last=1)
+    slim.feed(IDS, 13, last=1)
+    slim.tap([2], whole=False)
+    slim.feed(IDS, 14, last=1)
+    assert slim.tapped is not None and (slim.tapped.streams[2] - streams[2][13:14]).abs().max() < 1e-10
     reader.tap(None)
     assert reader.feed(IDS, 15, last=1).isfinite().all() and reader.tapped is None
 

@@ -80,6 +80,7 @@ class Draft:
 
     `logits` [n, V]: the drafter's raw rows, where it has any. `held`: the drafter did not wait for the verifier; so
     many leading tokens are left of the round before, and of those behind them only the first one is due in this round.
+    `beside`: the last token is drafted while the verifier reads, which so cannot read it, and has no row behind it.
     `tree`: how the tokens hang together where they are no chain; they stand nowhere in the ids then.
     """
 
@@ -88,6 +89,7 @@ class Draft:
     parents: Tensor
     logits: Tensor | None = None
     held: int | None = None
+    beside: bool = False
     tree: Tree | None = None
 
     @property
@@ -141,9 +143,9 @@ class Verdict:
     `labels`: of the first drafted tokens, which count as accepted for parts that learn; None: those that were kept.
     `held`: the draft's, from a verifier that ruled on no more than was due.
     `guesses`: provisional tokens, in place of `tokens`. `confirmed`: provisional tokens of earlier rounds that are
-    output before `tokens`, the first ones; `withdrawn`: the others, taken back. `taps`: where the judge's reader is
-    tapped, what it computed of the tokens that it read and that stand, drafted ones among them. `depth`: of a draft
-    that is a tree, how deep it is, which is what counts as drafted.
+    output before `tokens`, the first ones; `withdrawn`: the others, taken back. `taps`: where the judge's readers are
+    tapped, what the strongest one that ran computed of the tokens that it read and that stand, drafted ones among them
+    (provisional ones stand). `depth`: of a draft that is a tree, how deep it is, which is what counts as drafted.
     """
 
     tokens: list[int]

@@ -223,7 +223,7 @@ class EngineReaders:
         """
         view = self._engine.view(kept)
         if cache != "shared":
-            return self._open(role, role, view)
+            return self._open(role, f"view {role}", view)  # not the cache of a model of that role
         target = self.get("target")
         if not isinstance(stronger, Reader) or stronger.cache is not target.cache:
             others = [one for name, one in self._readers.items() if name != role and one.cache is target.cache]
@@ -250,6 +250,11 @@ class EngineReaders:
         model, forward = whole if kept is None else engine.view(kept), engine.plain_forward(whole, "target")
         reader = self._readers[role] = ViewReader(role, model, kept, forward, engine.probe, target)
         return reader
+
+    def views(self) -> list[Reader]:
+        """The readers opened so far that show the target without some of its layers."""
+        views = [id(view) for view in self._engine.views.values()]
+        return [reader for reader in self._readers.values() if id(reader.model) in views]
 
     def add(self, role: str, make: Callable[[Engine, Reader], R]) -> R:
         """A reader of another kind, that looks at what the target computes: the target's is opened too."""

@@ -13,7 +13,7 @@ from viasd.decode import Draft, Guess, Memory, RowReader, State, Tier, Verdict
 from viasd.judging import HierarchicalJudge, Ruling
 from viasd.rules import RuleRows, judge_chain, judge_greedy
 from viasd.sampling import process
-from viasd.verification import probabilities
+from viasd.verification import probabilities, taps_before
 
 if TYPE_CHECKING:
     from viasd.hierarchical import Hierarchical
@@ -49,7 +49,8 @@ class ExactJudge(HierarchicalJudge):
         if not ruling.ended and self._add_slim_bonus(state, ruling, n):
             guesses.append(self._guess(state, ruling, n))
         regions = tuple(ruling.regions)
-        return Verdict(tokens=[], sources=[], kept=ruling.kept, regions=regions, guesses=guesses)
+        taps = self._taps(state, ruling)
+        return Verdict(tokens=[], sources=[], kept=ruling.kept, regions=regions, guesses=guesses, taps=taps)
 
     def _calls_now(self, state: State, n: int) -> bool:
         pending = [guess.promise for guess in state.provisional]
@@ -105,6 +106,7 @@ class ExactJudge(HierarchicalJudge):
             laws=probabilities(rows, output) if state.detail else None,
             confirmed=confirmed,
             withdrawn=pending - confirmed,
+            taps=taps_before(self.target, state.length - pending + accepted),
         )
 
     def begin(self, state: State) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from viasd.layers import FusedLayer, normalize
 from viasd.models import Kept, attention_layers, make_view, mlp_layers
-from viasd.taps import Taps
+from viasd.taps import Taps, entered
 from viasd.trees import Branch
 
 if TYPE_CHECKING:
@@ -87,11 +87,11 @@ class ModuleForward:
 
     def _tapping(self, run: Callable[[], Tensor], start: int, layers: Collection[int]) -> tuple[Tensor, Taps]:
         taps, parts = Taps(start, layers), self._model.get_decoder().layers
-        named = zip(self._indices, parts, strict=True)
+        noted = entered(layers, self._indices)
         hooks = [
             part.register_forward_pre_hook(_note_entering(taps, index), with_kwargs=True)
-            for index, part in named
-            if index in layers
+            for index, part in zip(self._indices, parts, strict=True)
+            if index in noted
         ]
         hooks.append(parts[-1].register_forward_hook(_note_final(taps)))
         try:
@@ -166,7 +166,7 @@ def _note_entering(taps: Taps, index: int) -> Callable[..., None]:
 
 def _note_final(taps: Taps) -> Callable[..., None]:
     def note(_: Any, args: tuple[Any, ...], output: Any) -> None:
-        taps.final = states_of(output)
+        taps.leave(states_of(output))
 
     return note
 
@@ -213,8 +213,8 @@ class FusedForward:
     def tapped(self, tokens: Tensor, start: int, stop: int, last: int, layers: Collection[int]) -> tuple[Tensor, Taps]:
         self._cache.at(start, stop)
         taps = Taps(start, layers)
-        taps.final = self._run(tokens, start, stop, self._cache.update, taps)
-        return self._logits(taps.final[-last:]), taps
+        states = self._run(tokens, start, stop, self._cache.update, taps)
+        return self._logits(states[-last:]), taps
 
     def branched(
         self, tokens: Tensor, branch: Branch, last: int, layers: Collection[int] | None
@@ -225,8 +225,6 @@ class FusedForward:
         turns = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
         taps = None if layers is None else Taps(branch.start, layers)
         states = self._pass(tokens, turns, masks, self._cache.update, taps)
-        if taps is not None:
-            taps.final = states
         return self._logits(states[-last:]), taps
 
     def peek(self, tokens: Tensor, start: int, stop: int, last: int) -> Tensor:
@@ -260,6 +258,8 @@ class FusedForward:
             if taps is not None:
                 taps.enter(layer.index, states)
             states = layer(states, *turns, store, masks[layer.kind])
+        if taps is not None:
+            taps.leave(states)
         return states
 
     def fixed(self, tokens: Tensor, positions: Tensor, places: Tensor, stop: int) -> Tensor:

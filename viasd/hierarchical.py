@@ -98,5 +98,8 @@ class Hierarchical:
         for place, tier in reversed(list(enumerate(self.tiers))):  # a weaker one leans on the cache of a stronger one
             stronger = tier.slim.open_reader(readers, "slim" if place == 0 else f"slim{place + 1}", stronger)
             slims.insert(0, stronger)
+        return self._open_judge(target, slims)
+
+    def _open_judge(self, target: RowReader, slims: list[RowReader]) -> HierarchicalJudge:
         judge = ExactJudge if self.mode == "exact" else HierarchicalJudge
         return judge(self, target, slims)

@@ -17,10 +17,19 @@ from viasd.routing import ESCALATE, KEEP, REGIONS, REWRITE
 from viasd.rules import Lossless, RuleRows, judge_chain, judge_greedy
 from viasd.sampling import process
 from viasd.slim import Look, SlimVerifier
-from viasd.verification import RuleJudge, agreement, audit, probabilities, unaudited_tokens
+from viasd.verification import (
+    RuleJudge,
+    agreement,
+    audit,
+    probabilities,
+    read_draft,
+    taps_before,
+    unaudited_tokens,
+)
 
 if TYPE_CHECKING:
     from viasd.hierarchical import Hierarchical
+    from viasd.taps import Taps
 
 
 @dataclass
@@ -181,7 +190,7 @@ class HierarchicalJudge(Part):
         n, i = draft.length, ruling.place
         if ruling.target_rows is None:
             ruling.escalation = "gate" if gated else "forced"
-            ruling.target_rows = self._run_target(state, n, ruling)
+            ruling.target_rows = self._run_target(state, draft, ruling)
         ruling.ruler = len(self.slims)
         until = n if self.config.after_escalation == "target" else min(i + 1, n)
         bonus = until == n and (self.config.target_bonus or n == 0)
@@ -214,10 +223,10 @@ class HierarchicalJudge(Part):
         accepted, last = torch.stack([verdict.accepted, verdict.token]).tolist()  # the target's host read
         return accepted, last
 
-    def _run_target(self, state: State, n: int, ruling: Ruling) -> Tensor:
+    def _run_target(self, state: State, draft: Draft, ruling: Ruling) -> Tensor:
         """Target rows [n + 1, V] of the draft; where audits are kept, also what it says of tokens it had not read."""
         unaudited = unaudited_tokens(state, self.target) if self._audits(state) else 0
-        logits = self.target.feed(state.ids, state.length + n, last=n + 1 + unaudited)
+        logits = read_draft(self.target, state, draft, draft.length + 1 + unaudited)
         if unaudited:
             ruling.audits = audit(state, logits[:unaudited])
         return process(logits[unaudited:], state.decode.sampling) if self._needs_rows(state) else logits[unaudited:]
@@ -251,7 +260,16 @@ class HierarchicalJudge(Part):
             regions=tuple(ruling.regions),
             laws=ruling.laws if self._audits(state) else None,
             audits=audits,
+            taps=self._taps(state, ruling),
         )
+
+    def _taps(self, state: State, ruling: Ruling) -> Taps | None:
+        """What the strongest verifier that ran in this round, and is tapped, computed of tokens that stand."""
+        ran = [self.slims[level].reader for level in sorted(ruling.looks, reverse=True)]
+        if ruling.target_rows is not None:
+            ran.insert(0, self.target)
+        found = (taps_before(reader, state.length + ruling.kept) for reader in ran)
+        return next((taps for taps in found if taps is not None), None)
 
     def _audit_round(self, state: State, ruling: Ruling) -> list[float]:
         """What the target's pass says of this round's tokens that it did not write."""

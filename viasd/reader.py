@@ -64,15 +64,15 @@ class Reader:
         self._forward = forward
         self.tapped: Taps | None = None
         self._layers: Collection[int] | None = None
-        self._tap_prompt = False
+        self._tap_prompt, self._tap_whole = False, True
 
-    def tap(self, layers: Collection[int] | None, prompt: bool = False) -> None:
+    def tap(self, layers: Collection[int] | None, prompt: bool = False, whole: bool = True) -> None:
         """From now on `tapped` holds, of the last call that asked for rows, the streams entering these layers.
 
         And the one behind the last layer. With `prompt` also of calls that asked for none: all tokens of a long prompt
-        may be much to hold. None: no more of it.
+        may be much to hold. `whole`: false for a slim view. None: no more of it.
         """
-        self._layers, self._tap_prompt = layers, prompt
+        self._layers, self._tap_prompt, self._tap_whole = layers, prompt, whole
         self.tapped = None
 
     @property
@@ -121,8 +121,8 @@ class Reader:
             branch = Branch(start, stop, behind, nodes)
             logits, taps = self._forward.branched(known, branch, last, self._layers)
             logits = widen(logits, self.vocabulary)
-        if self._layers is not None:
-            self.tapped = taps
+        if taps is not None:
+            self._note(taps)
         if self._probe.look is not None:
             self._probe.look(self.role, logits)
         self._read = stop
@@ -174,8 +174,13 @@ class Reader:
         if self._layers is None or not (last or self._tap_prompt):
             logits = self._forward(tokens, start, stop, rows)
         else:
-            logits, self.tapped = self._forward.tapped(tokens, start, stop, rows, self._layers)
+            logits, taps = self._forward.tapped(tokens, start, stop, rows, self._layers)
+            self._note(taps)
         return widen(logits, self.vocabulary)
+
+    def _note(self, taps: Taps) -> None:
+        taps.whole = self._tap_whole
+        self.tapped = taps
 
     def _tokens(self, ids: Tensor, start: int, stop: int) -> Tensor:
         return self._known_ids(ids[start:stop])

@@ -12,6 +12,7 @@ from viasd.calling import bins
 from viasd.decode import Draft, RowReader, State
 from viasd.routing import ESCALATE, JUDGE, KEEP, REWRITE, Evidence, Gate
 from viasd.sampling import process
+from viasd.verification import read_draft
 
 if TYPE_CHECKING:
     from viasd.hierarchical import Hierarchical
@@ -81,7 +82,7 @@ class SlimVerifier:
     def look(self, state: State, draft: Draft, first: int, forced_at: int, proposals: Tensor | None) -> Look:
         """Run over the draft and read on the host all that may be decided from place `first` on, before `forced_at`."""
         n = draft.length
-        logits = self.reader.feed(state.ids, state.length + n, last=n + 1 - first)
+        logits = read_draft(self.reader, state, draft, n + 1 - first)
         evidence = Evidence(logits[:-1], None if draft.logits is None else draft.logits[first:], state.pending + first)
         rows = None if proposals is None else process(logits, state.decode.sampling)
         look = Look(first, draft.tokens[first:], logits, evidence, rows, proposals)

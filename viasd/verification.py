@@ -14,6 +14,7 @@ from viasd.models import Branches
 from viasd.rules import Lossless, RowPairs, RowRule, judge_chain, judge_greedy
 from viasd.sampling import process
 from viasd.spec import spec
+from viasd.taps import Taps
 
 
 @runtime_checkable
@@ -114,7 +115,6 @@ class RuleJudge(Part):
         unaudited = unaudited_tokens(state, self.reader) if self.tier == "target" and state.detail else 0
         logits = self.reader.feed(state.ids, state.length + n, last=n + 1 + unaudited)
         kept, tokens, laws = self._ruling(state, draft, logits[unaudited:])
-        taps = self.reader.tapped
         return Verdict(
             tokens=tokens,
             sources=[self.tier] * len(tokens),
@@ -123,7 +123,7 @@ class RuleJudge(Part):
             target_ruled=len(tokens) if self.tier == "target" else None,
             laws=laws,
             audits=audit(state, logits[:unaudited]) if unaudited else None,
-            taps=None if taps is None else taps.before(state.length + kept),
+            taps=taps_before(self.reader, state.length + kept),
         )
 
     def _ruling(self, state: State, draft: Draft, logits: Tensor) -> tuple[int, list[int], list[float] | None]:
@@ -145,6 +145,23 @@ class RuleJudge(Part):
         tokens = [*drafted[:accepted], last]
         accepted += drafted[accepted : accepted + 1] == [last]
         return accepted, tokens, probabilities(rule.laws, tokens) if state.detail else None
+
+
+def read_draft(reader: RowReader, state: State, draft: Draft, last: int) -> Tensor:
+    """Raw logits [last, V] of a draft's places and the one behind it, the last ones of them and of what was unread.
+
+    For a draft whose last token is `beside` there is no row behind: a copy of the one before stands there.
+    """
+    stop = state.length + draft.length
+    if not draft.beside:
+        return reader.feed(state.ids, stop, last)
+    logits = reader.feed(state.ids, stop - 1, last - 1)
+    return torch.cat((logits, logits[-1:]))
+
+
+def taps_before(reader: RowReader, stop: int) -> Taps | None:
+    """What a reader's last call computed of the tokens at positions below `stop`; None where it is not tapped."""
+    return None if reader.tapped is None else reader.tapped.before(stop)
 
 
 def probabilities(rows: Tensor, tokens: Sequence[int]) -> list[float]:

@@ -29,6 +29,11 @@ class EagleDrafter:
     `head` is a name under `heads` of the pair; its weights say whether it is EAGLE-1/2's or EAGLE-3's. What the target
     confirms is encoded anew with the target's own features, in the first pass of the next round. A text of one token
     has no pair yet: its first round drafts nothing.
+
+    Where slim views of the target judge, their streams stand for the target's (`viasd.taps.Taps`) until it catches up
+    and the head reads those tokens again. Where an independent model judges, which has no such streams, the head goes
+    on with its own outputs till then. (Ours: the VIA-SD paper, 2606.12243, has EAGLE under its verifier in Fig. 5 and
+    does not say what the features are there.)
     """
 
     head: Annotated[str, Field(min_length=1)] = "eagle3"
@@ -49,7 +54,10 @@ class EagleDrafter:
         return 0 if self.tree is None else self.tree.nodes
 
     def open_drafter(self, readers: Readers) -> Drafter:
-        reader = view_readers(readers).add("draft", self._open_reader)
+        known = view_readers(readers)
+        reader = known.add("draft", self._open_reader)
+        for view in known.views():  # not of the prompt, which the target has read
+            view.tap(reader.layers, whole=False)
         inner = ModelDrafter(reader) if self.tree is None else TreeDrafter(reader, self.tree)
         return _EagleDrafter(reader, inner)
 
@@ -71,5 +79,5 @@ class _EagleDrafter(Part):
         return self._inner.propose(state, limit if state.length > 1 else 0, trip)
 
     def observe(self, state: State, draft: Draft, verdict: Verdict) -> None:
-        if verdict.taps is not None and verdict.taps.top.shape[0]:
-            self.reader.learn(verdict.taps)
+        if verdict.taps is not None:
+            self.reader.learn(verdict.taps.before(state.length))  # an end of the text may have cut what was kept

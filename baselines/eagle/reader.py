@@ -28,9 +28,10 @@ class HeadReader(Reader):
     """Reads with a head on a slot cache of its own. The pair in slot t is the feature of id t and id t + 1.
 
     So having read n ids it holds n - 1 pairs. The target's features come by `learn`, and at the start of a text from
-    what the target's reader has tapped of the prompt; where one is missing, the head's own output one slot before
-    stands for it. A pair that was read so is read again when its feature is there. `feed` is one call for the pairs
-    whose features are the target's, and one more for each that stands on the head's own output.
+    what the target's reader has tapped of the prompt. Where the target has not read, those of a slim view stand for
+    them, and where there are none either, the head's own output one slot before. A pair that was read so is read again
+    when a better feature is there: a slim view's is replaced by the target's alone. `feed` is one call for the pairs
+    whose features are there, and one more for each that stands on the head's own output.
     """
 
     def __init__(self, role: str, name: str, head: EagleHead, target: Reader, engine: Engine) -> None:
@@ -49,30 +50,44 @@ class HeadReader(Reader):
         shape = replace(head.shape, max_positions=max(size, head.shape.max_positions))
         self._cos, self._sin = rotary(shape, engine.device, like.dtype)
         self._masks = MaskBank(SimpleNamespace(), cache.slots, engine.dtype, engine.device)
-        self._features = like.new_zeros(size, head.features)  # [slot]: the target's, of the first `_confirmed` ids
-        self._confirmed = 0
+        # [slot]: of the first `_given` ids; the target's of the first `_confirmed` ones, slim views' behind them
+        self._features = like.new_zeros(size, head.features)
+        self._confirmed = self._given = self._pretended = 0
         self._outputs = like.new_zeros(size, head.shape.width)
         self._node_outputs = like.new_zeros(0, head.shape.width)
         self._ids = head.draft_ids()
 
     def start(self) -> None:
         super().start()
-        self._confirmed = 0
+        self._confirmed = self._given = self._pretended
 
     def pretend(self) -> HeadReader:
         """For timing: as if all features were the target's; they are zero."""
-        self._confirmed = self.cache.slots
+        self._confirmed = self._given = self._pretended = self.cache.slots
         return self
 
+    def rewind(self, length: int) -> None:
+        super().rewind(length)
+        kept = max(length, self._pretended)
+        self._confirmed, self._given = min(self._confirmed, kept), min(self._given, kept)
+
     def learn(self, taps: Taps) -> None:
-        """Take the target's features of the ids that it read: pairs that stood on others are to be read again."""
+        """Take the features of ids that were read, by the target or a slim view, where no better ones are known.
+
+        Pairs that stood on others are to be read again. Features that do not join on to known ones are of no use.
+        """
+        known = self._confirmed if taps.whole else self._given
+        if not taps.start <= known < taps.stop:
+            return
         if self._norm is not None:
             features = self._norm(taps.top)
         else:
             features = torch.cat([taps.streams[layer] for layer in self.layers], dim=-1)
-        self._features[taps.start : taps.stop] = features
-        self._confirmed = taps.stop
-        self._read = min(self._read, taps.start + 1)
+        self._features[known : taps.stop] = features[known - taps.start :]
+        self._given = max(self._given, taps.stop)
+        if taps.whole:
+            self._confirmed = taps.stop
+        self._read = min(self._read, known + 1)
 
     def feed(self, ids: Tensor, stop: int, last: int) -> Tensor:
         """Read up to ids[:stop]; with `last` 1 the raw logits [1, V] behind it. One call, or more (see the class)."""
@@ -80,10 +95,10 @@ class HeadReader(Reader):
             self.learn(self._target.tapped)
         logits = self._out[:0]
         first, behind = max(self._read - 1, 0), stop - 1  # slots that are to be filled
-        true = min(max(self._confirmed, first), behind)
-        if true > first:
-            logits = self._run(ids, first, true, last > 0 and true == behind)
-        for slot in range(true, behind):
+        given = min(max(self._given, first), behind)
+        if given > first:
+            logits = self._run(ids, first, given, last > 0 and given == behind)
+        for slot in range(given, behind):
             logits = self._run(ids, slot, slot + 1, last > 0 and slot + 1 == behind)
         self._read = stop
         return logits
@@ -115,10 +130,10 @@ class HeadReader(Reader):
     def _run(self, ids: Tensor, first: int, stop: int, last: bool) -> Tensor:
         """Fill slots first..stop-1; the logits [1, V] behind them if they are wanted, else none [0, V].
 
-        A slot whose feature is not the target's is filled alone.
+        A slot without a feature is filled alone.
         """
         with self.charge(stop - first):
-            if first < self._confirmed:
+            if first < self._given:
                 states = self._head.enter(self._features[first:stop])
             else:
                 states = self._head.feed_back(self._outputs[first - 1 : first])
