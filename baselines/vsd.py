@@ -82,7 +82,7 @@ def draw_paths(
         hit[starts[inside]] = (tokens == rows.wanted[:, None])[inside]
         hits.append(hit)
         drawn.append((tokens, starts, inside))
-    for step in range(1, len(steps)):
+    for step in range(1, min(len(steps), n)):
         known[: n - step, step] &= known[: n - step, step - 1] & followed[step - 1 : n - 1]
     standing = torch.ones(n, count, dtype=torch.bool, device=documents.device)
     kept, refused = [], []

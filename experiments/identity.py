@@ -39,6 +39,7 @@ MEASURING = (
     "tokens.py",
     "turns.py",
 )
+TRAINING_FILES = ("training.json", "ablation.json")  # beside weights: seconds, load, what was measured
 LIBRARIES = ("torch", "transformers", "tokenizers", "rouge-score", "sacrebleu")  # models and scorers
 
 
@@ -90,8 +91,13 @@ def source_hash(own: type) -> str:
 
 def model_hash(folder: Path) -> str:
     """Hash of a model's configuration, weights and tokenizer files."""
-    kinds = (".json", ".safetensors", ".model", ".txt", ".jinja")
-    return digest({path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.suffix in kinds})
+    return folder_hash(folder, (".json", ".safetensors", ".model", ".txt", ".jinja"))
+
+
+def folder_hash(folder: Path, kinds: tuple[str, ...]) -> str:
+    """Hash of the files of these kinds, without what tells how a training went: equal weights are equal models."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in kinds and path.name not in TRAINING_FILES]
+    return digest({path.name: file_hash(path) for path in files})
 
 
 def pair_identity(pair: Pair) -> dict[str, str]:
@@ -105,8 +111,7 @@ def head_hash(pair: Pair, name: str) -> str:
         folder = find_folder(pair.heads[name])
     except ValueError as error:
         raise PairError(f"pair.heads.{name}={pair.heads[name]}: {error}; accepted: {ACCEPTED}") from error
-    kinds = (".json", ".safetensors", ".bin")
-    return digest({path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.suffix in kinds})
+    return folder_hash(folder, (".json", ".safetensors", ".bin"))
 
 
 def examples_hash(examples: Iterable[Example]) -> str:

@@ -59,7 +59,9 @@ class TrainedPair(Pair):
         home = Path(self.trained).expanduser() if self.trained else results_folder(None) / "training" / "vsd"
         folders = [path.parent for path in sorted(home.glob("*/ablation.json"))]
         if not folders:
-            raise ValueError(f"trained={home}: nothing was trained there; to train: python scripts/train_vsd.py")
+            raise ValueError(
+                f"trained={home}: nothing was trained there; accepted: what python scripts/train_vsd.py wrote"
+            )
         models = {path.name: str(path) for path in folders if (path / "tokenizer_config.json").is_file()}
         heads = {path.name: str(path) for path in folders if path.name not in models}
         object.__setattr__(self, "models", {**self.models, **models})

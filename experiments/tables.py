@@ -186,22 +186,24 @@ def write_trainings(runs: Sequence[StoredRun], kinds: trainings.Kinds, folder: P
     found = places(runs)
     for place in found.values():
         trainings.check_kinds(place, kinds)
-    compared = {title: trainings.compare_kinds(place, kinds) for title, place in found.items()}
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}_trainings.md", folder / f"{name}_trainings.csv"]
-    parts = [f"**{title}**\n\n{trainings.markdown(one)}" for title, one in compared.items()]
+    parts = [f"**{title}**\n\n{trainings.markdown(place, kinds)}" for title, place in found.items()]
     paths[0].write_text("\n\n".join([*parts, f"{_measured_where(runs)} {trainings.NOTE}"]) + "\n", encoding="utf-8")
-    trainings.write_csv(paths[1], compared)
+    trainings.write_csv(paths[1], {title: trainings.compare_kinds(place, kinds) for title, place in found.items()})
     return paths
 
 
 def parse_arms(option: str, texts: Sequence[str]) -> dict[str, list[str]]:
-    """`NAME=ARM,ARM` -> the arms by name. Raises UserError for other texts."""
+    """`NAME=ARM,ARM` -> the arms by name. Raises UserError for other texts, and for a name that comes twice."""
     for text in texts:
         name, _, arms = text.partition("=")
         if not name or not all(arms.split(",")):
             raise UserError(f"{option} {text}: accepted: NAME=ARM,ARM,... as in via_sd=via_sd,r_1,r_0.95")
-    return {name: arms.split(",") for name, _, arms in (text.partition("=") for text in texts)}
+    found = {name: arms.split(",") for name, _, arms in (text.partition("=") for text in texts)}
+    if len(found) < len(texts):
+        raise UserError(f"{option}: one of {', '.join(found)} comes twice; accepted: all arms of a name together")
+    return found
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -19,18 +19,28 @@ sys.path.insert(0, str(ROOT))  # run by hand: the repository need not be install
 
 from experiments.entry import CONFIG_DIR, run_command  # noqa: E402
 
+if TYPE_CHECKING:
+    from experiments.training.ablation import AblationSettings, ArmTraining
+
 
 def run_ablation(config: DictConfig) -> Path:
     """All trainings, from configuration to the table of them."""
     from pydantic import TypeAdapter
 
-    from experiments.training.ablation import AblationSettings, list_trainings, settle_costs, work_off, write_table
+    from experiments.training.ablation import AblationSettings, list_trainings, only_one, settle_costs
 
     composed: Any = OmegaConf.to_container(config, resolve=True)
     settings = TypeAdapter(AblationSettings).validate_python(composed, strict=False)
     trainings = list_trainings(settings)
     settings.folder.mkdir(parents=True, exist_ok=True)
-    trainings = settle_costs(settings, trainings)
+    with only_one(settings):
+        return work(settings, settle_costs(settings, trainings))
+
+
+def work(settings: AblationSettings, trainings: list[ArmTraining]) -> Path:
+    """All that is left to train; the table after each."""
+    from experiments.training.ablation import work_off, write_table
+
     print(
         f"{len(trainings)} trainings, {settings.processes} at once, in {os.path.relpath(settings.folder)}", flush=True
     )
@@ -40,7 +50,7 @@ def run_ablation(config: DictConfig) -> Path:
         name = f"{row['drafter']}_{row['arm']}_{row['seed']}"
         rows[name] = row
         write_table(path, [rows[one] for one in order if one in rows])
-        told = f"{row['steps']} steps, {row['cpu_seconds']:.0f} s of processor time"
+        told = f"{row['steps']} steps in {row['training_seconds']:.0f} s"
         print(f"{name}: {told}, acceptance length {row['calibration_acceptance_length']:.3f} (calibration)", flush=True)
     print(f"table: {os.path.relpath(path)}")
     return path

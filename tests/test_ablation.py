@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from baselines.eagle.drafter import EagleDrafter
 from experiments.config import CHECKOUT
 from experiments.pairs import TrainedPair
+from experiments.store import replace_json
 from experiments.training import ablation
 from tests.commands import call, check_mistake
 from viasd.decode import Decode
@@ -128,6 +131,24 @@ def test_other_settings_are_other_trainings(
     assert all(after[name]["training_id"] != before[name]["training_id"] for name in before)
 
 
+def test_two_trainings_at_once(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In processes of their own; a second start meanwhile is refused, and a row beside other weights does not count."""
+    out = tmp_path / "vsd"
+    typed = (*QUICK, COMMON.format(work=tmp_path), f"out={out}", "~drafters.head", "jobs=2")
+    assert call(capsys, script.main, *typed)[0] == 0
+    rows = read_table(out)
+    assert list(rows) == ["draft_plain_0", "draft_vsd_style_0"]
+    with FileLock(out / "lock"):
+        code, _, error = call(capsys, script.main, *typed)
+        check_mistake(code, error.splitlines()[-1], ["another start is training there"])
+    stale = json.loads((out / "draft_plain_0" / "ablation.json").read_text())
+    replace_json(out / "draft_plain_0" / "ablation.json", {**stale, "training_id": "other", "steps": 99})
+    assert call(capsys, script.main, *typed, "jobs=1")[0] == 0
+    assert {name: row["training_id"] for name, row in read_table(out).items()} == {
+        name: row["training_id"] for name, row in rows.items()
+    }
+
+
 STARTER = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
@@ -170,6 +191,9 @@ MISTAKES = {
     "drafters={draft: ['recipe=draft_model','start=eagle3']}": ["start=eagle3", "accepted: null"],
     "drafters={head: ['recipe=eagle3','start=eagle3','recipe.intermediate=8']}": ["start=eagle3", "intermediate"],
     "arm=3": ["arm", "no such key"],
+    "+arms.wide=['batch=2']": ["arms.wide", "other settings than arm plain"],
+    "+arms.long=['steps=9']": ["arms.long", "steps=9", "set by the ablation"],
+    "seeds=[1,1]": ["seeds=[1, 1]", "one name"],
 }
 
 

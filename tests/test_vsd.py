@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from baselines.distill import DraftModelRecipe
+from baselines.eagle import recipes
 from baselines.eagle.recipes import Eagle3Recipe, Source, choose_ids, find_columns
 from baselines.eagle.training import OptimizerSpec, Trainer
-from baselines.eagle.ttt import Answers, Batch
+from baselines.eagle.ttt import Answers, Batch, Window, unroll
 from baselines.vsd import PathLoss, Paths, StepRows, draw_paths
 from tests.conftest import ModelFactory
 
@@ -139,6 +140,8 @@ def test_a_refused_token_is_pushed_down_to_the_floor_and_an_accepted_one_up(step
     assert rows.logs.grad is not None
     right = rows.logs.grad.gather(1, rows.wanted.clamp(min=0)[:, None])[:, 0]
     assert bool((right[rows.wanted >= 0] <= 0).all()) and bool((right < 0).any())
+    wrong = rows.logs.grad.scatter(1, rows.wanted.clamp(min=0)[:, None], 0)[rows.wanted >= 0]
+    assert bool((wrong >= 0).all()) and bool((wrong > 0).any())  # steps against the gradient make it less likely
     # with a floor that all refused tokens lie below, nothing of them moves
     for one in steps:
         one.logs.grad = None
@@ -179,19 +182,46 @@ def model(tiny: ModelFactory) -> Any:
     return tiny("llama", layers=4, seed=3)
 
 
-def test_paths_of_a_head_are_its_own_decoding(model: Any) -> None:
-    """With as many paths as it takes, kept shares are products of the head's probabilities along the answer."""
+def test_paths_of_a_head_are_those_it_would_draft(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands at step k of a context's path is what the unrolled head says there, of the token that comes there."""
     source, recipe = Source.of(model), Eagle3Recipe(steps=3, draft_vocabulary=None, paths=PathLoss(paths=5))
     torch.manual_seed(0)
     head = recipe.make(source, choose_ids(torch.arange(source.vocabulary), None)).double()
     batch = make_batch(model, recipe.taps(4))
+    seen: list[Any] = []
+    monkeypatch.setattr(recipes, "measure_paths", lambda *arguments: seen.extend(arguments) or [])
+    plain = recipe.measure(head, batch, source)
+    _, steps, answers, wanted, _ = seen
+    window = Window.of(batch, 3)
+    outputs, checked = unroll(head, batch, source.embed, 3, window), 0
+    for context in range(len(wanted)):
+        document, place = int(answers.documents[context]), int(answers.places[context])
+        for step in range(3):
+            if place + step >= int(batch.stops[document]) - 1:
+                continue
+            index = place - 1 - int(window.index[document, 0])  # of the pair before the first token of the path
+            own = head.logits(outputs[step][document, index][None], source.head).log_softmax(-1)[0]
+            row = int((steps[step].places == context + step).nonzero()[0, 0])
+            assert torch.allclose(own.float(), steps[step].logs[row])
+            assert int(steps[step].wanted[row]) == int(batch.ids[document, place + step + 1])
+            checked += 1
+    assert checked == 3 * 22 - 2 * 3
+    monkeypatch.undo()
     sums = recipe.measure(head, batch, source)
     assert len(sums) == len(recipe.weights) == 4 and recipe.weights[-1] == 1.0
-    plain = Eagle3Recipe(steps=3, draft_vocabulary=None).measure(head, batch, source)
-    for one, other in zip(sums, plain, strict=False):
-        assert torch.equal(one.loss, other.loss)
+    assert all(torch.equal(one.loss, other.loss) for one, other in zip(sums, plain, strict=False))
     assert int(sums[-1].places) == 12 + 10  # a path begins at every answer token
     assert torch.equal(sums[-1].loss, recipe.measure(head, batch, source)[-1].loss)  # drawn by the batch's seed
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_answers_shorter_than_a_path(count: int) -> None:
+    wanted = torch.zeros(count, dtype=torch.long)
+    documents, followed = torch.zeros(count, dtype=torch.long), torch.ones(count, dtype=torch.bool)
+    logs = torch.tensor([0.0, -50.0]).expand(count, 2)
+    steps = [StepRows(logs[k:], torch.arange(count)[k:], wanted[k:]) for k in range(5)]
+    paths = draw_paths(steps, documents, followed, 4, torch.Generator().manual_seed(0))
+    assert paths.lengths.tolist() == [[count - place] * 4 for place in range(count)]
 
 
 def test_a_draft_model_learns_from_rows_and_paths(model: Any, tiny: ModelFactory) -> None:

@@ -86,12 +86,20 @@ class Measured:
         return cls(total, losses, [agreed / max(1.0, judged) for _, _, judged, agreed in table])
 
 
+def cast(drafter: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The same drafter with parameters of this type. Rotary frequencies stay precise, as where models are loaded."""
+    for parameter in drafter.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return drafter
+
+
 class Trainer:
     """A drafter in training: all that changes from step to step.
 
     `reduce` sums over processes, each of which sees its own part of the step's documents: the sums of losses and
     gradients are those of one process that sees them all. In `bfloat16` a copy of the drafter computes, and its
-    gradients move the drafter itself, which stays in float32.
+    gradients move the drafter itself, which stays in float32. (Paths are drawn by each process for its own documents:
+    with them the sums are the same in law.)
     """
 
     def __init__(
@@ -106,7 +114,7 @@ class Trainer:
     def compute_in(self, dtype: torch.dtype) -> None:
         """From now on products and gradients are of this type."""
         same = next(self.drafter.parameters()).dtype == dtype
-        self._worker = self.drafter if same else copy.deepcopy(self.drafter).to(dtype)
+        self._worker = self.drafter if same else cast(copy.deepcopy(self.drafter), dtype)
 
     def update(self, batch: Batch) -> Measured:
         """One step on this process's part of its documents."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from baselines.eagle.checkpoints import load_head
 from baselines.eagle.fields import target_sizes
 from baselines.eagle.head import EagleHead
 from baselines.eagle.recipes import HeadRecipe, Source
+from baselines.eagle.training import cast
 from experiments import identity
 from experiments.errors import UserError
 from experiments.training.setup import TrainJob, name_training
@@ -81,9 +83,8 @@ def open_decoder(engine: Engine, drafter: Any, draft_length: int) -> Decoder:
         engine.heads["trained"] = head.settle()
         made = EagleDrafter(head="trained", tree=None)
     else:
-        copy = type(drafter)(drafter.config).to(engine.device, engine.dtype).eval().requires_grad_(False)
-        copy.load_state_dict(drafter.state_dict())
-        engine.models["trained"] = copy
+        own = cast(copy.deepcopy(drafter), engine.dtype).to(engine.device)
+        engine.models["trained"] = own.eval().requires_grad_(False)
         made = DraftModel(role="trained")
     method = Method(name="trained", drafter=made, stop=FixedLength(length=draft_length), verifier=RuleVerifier())
     return method.open(engine)
@@ -94,9 +95,7 @@ def write_drafter(job: TrainJob, engine: Engine, drafter: Any, out: Path) -> Non
     if isinstance(drafter, EagleHead):
         _write_head(job, engine, drafter, out)
         return
-    copy = type(drafter)(drafter.config).to(torch.bfloat16)
-    copy.load_state_dict(drafter.state_dict())
-    copy.save_pretrained(out)
+    cast(copy.deepcopy(drafter), torch.bfloat16).save_pretrained(out)  # type: ignore[operator]
     load_tokenizer(job.pair).save_pretrained(out)
 
 
