@@ -165,6 +165,11 @@ def has_quality(row: Row) -> float:
     return row.quality is not None
 
 
+def has_score(key: str) -> Column:
+    """Whether an example has a score of this name: a benchmark of several groups may judge each by its own."""
+    return lambda row: key in row.scores
+
+
 def at_level(level: int, column: Column) -> Column:
     """A column of the examples of one difficulty; 0 for the others."""
     return lambda row: column(row) if row.level == level else 0.0
@@ -316,8 +321,8 @@ def acceptance(arm: Arm, among: Literal["judged_at", "drafted_at"]) -> dict[str,
 
 
 def scores(arm: Arm) -> dict[str, Number]:
-    """Mean of every scorer of the task."""
-    return {key: arm.detail.ratio(part("scores", key), has_quality) for key in _keys(arm.detail, "scores")}
+    """Mean of every scorer of the task, over the examples that it judged."""
+    return {key: arm.detail.ratio(part("scores", key), has_score(key)) for key in _keys(arm.detail, "scores")}
 
 
 def quality_by_level(arm: Arm) -> dict[str, Number]:

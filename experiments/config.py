@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter
 
 from experiments.entry import results_folder as results_folder  # commands find it here, too
 from experiments.errors import UserError, config_folders, near
+from experiments.prompting import speaks_chat
 from experiments.tasks.base import Task
 from experiments.tracking import Tracking
 from viasd.method import MethodSpec
@@ -103,7 +104,7 @@ def build(config: DictConfig) -> Job:
         settings=settings,
         method=made["method"],
         pair=made["pair"],
-        task=made["task"],
+        task=made["task"].in_chat() if speaks_chat(made["pair"]) else made["task"],
         sampling=made["decode"],
         engine=made["engine"],
         tracking=made["track"],
@@ -115,6 +116,9 @@ def make(node: Any, key: str) -> Any:
     """Instantiate one group. Classes of this project may be named, and own dataclasses; nothing else can be run."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise UserError(f"{key}={node!r}: a {key} is chosen by name, as in {key}=NAME")
+    if missing := sorted(OmegaConf.missing_keys(node)):
+        where = missing[0] if missing[0].startswith(f"{key}.") else f"{key}.{missing[0]}"
+        raise UserError(f"{where}: no value; it has to be given, as in {where}=VALUE")
     for name, target in _targets(node, key):
         _check_class(name, target)
     return instantiate(node, _convert_="all")

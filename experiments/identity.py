@@ -21,6 +21,7 @@ from baselines.eagle.files import find_folder
 from experiments.config import CHECKOUT
 from experiments.errors import config_folders
 from experiments.tasks.base import Example
+from viasd.hub import resolved_commit, weight_files
 from viasd.models import Pair, PairError
 
 # What decides rows. Reports and tables do not, and the resolved configuration is hashed itself.
@@ -32,6 +33,7 @@ MEASURING = (
     "loading.py",
     "measure.py",
     "plan.py",
+    "prompting.py",
     "records.py",
     "resolve.py",
     "stopping.py",
@@ -90,8 +92,9 @@ def source_hash(own: type) -> str:
 
 
 def model_hash(folder: Path) -> str:
-    """Hash of a model's configuration, weights and tokenizer files."""
-    return folder_hash(folder, (".json", ".safetensors", ".model", ".txt", ".jinja"))
+    """Hash of a model's configuration, weights, tokenizer files, and code where it comes with its own."""
+    weights = {path.suffix for path in weight_files(folder)}
+    return folder_hash(folder, (".json", ".model", ".txt", ".jinja", ".py", *weights))
 
 
 def folder_hash(folder: Path, kinds: tuple[str, ...]) -> str:
@@ -103,6 +106,20 @@ def folder_hash(folder: Path, kinds: tuple[str, ...]) -> str:
 def pair_identity(pair: Pair) -> dict[str, str]:
     """Hash of each model of the pair, by role."""
     return {role: model_hash(pair.path(role)) for role in sorted(pair.models)}
+
+
+def loading_identity(pair: Pair) -> dict[str, Any]:
+    """What else of a pair decides rows: how its models are loaded and prompted, where that is not as usual."""
+    quantized = {role: bits for role, bits in sorted(pair.quantization.items()) if bits is not None}
+    asked: dict[str, Any] = {"quantization": quantized, "device_map": pair.device_map, "chat": pair.chat}
+    usual: dict[str, Any] = {"quantization": {}, "device_map": None, "chat": "auto"}
+    return {key: value for key, value in asked.items() if value != usual[key]}
+
+
+def snapshots(pair: Pair) -> dict[str, str]:
+    """Where the models of a pair that are on a hub came from, by role: id and commit, as in org/name@0123abcd."""
+    commits = {role: resolved_commit(pair.path(role)) for role in sorted(pair.models)}
+    return {role: f"{pair.models[role]}@{commit}" for role, commit in commits.items() if commit is not None}
 
 
 def head_hash(pair: Pair, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from experiments.stopping import StopStrings
 from viasd.decode import Decode
 from viasd.engine import Engine
 from viasd.method import MethodSpec, tree_nodes
-from viasd.models import weights_bytes
+from viasd.models import Pair, weights_bytes
 
 WORTH_A_BAR = 2**30  # bytes of weights: what loads in a second needs no progress bar
 
@@ -59,6 +60,15 @@ def load_for(job: Job, methods: Iterable[MethodSpec], longest: int, loaded: Engi
 
 
 def decode_settings(job: Job, tokenizer: Any) -> Decode:
-    """When a text ends: at the task's length limit, the tokenizer's end mark, or one of the task's stop strings."""
+    """When a text ends: at the task's length limit, an end mark, or one of the task's stop strings."""
     stop = StopStrings(tokenizer, job.task.stop_strings) if job.task.stop_strings else None
-    return Decode(job.sampling, job.task.max_new_tokens, frozenset({tokenizer.eos_token_id}), stop)
+    return Decode(job.sampling, job.task.max_new_tokens, end_ids(job.pair, tokenizer), stop)
+
+
+def end_ids(pair: Pair, tokenizer: Any) -> frozenset[int]:
+    """The end marks: the tokenizer's, and what the target's generation_config.json adds (chat models have several)."""
+    path = pair.path("target", weights=False) / "generation_config.json"
+    told = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    return frozenset(
+        one for one in (tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])) if one is not None
+    )

@@ -284,7 +284,7 @@ class Bench:
         row.text = self._text(row.token_ids)
         row.level = prompt.example.metadata.get("level")
         row.scores = self._judge(prompt.example, row.text)
-        row.quality = row.scores[self.task.quality_name]
+        row.quality = row.scores.get(self.task.quality_name)
         measure_fidelity(self.engine, prompt.ids, row, laws, self.decode.sampling)
 
     @contextmanager

@@ -35,7 +35,7 @@ class WidePair(Pair):
         if not self.masks:
             object.__setattr__(self, "masks", [str(path) for path in sorted((home / "masks").glob("*.json"))])
 
-    def path(self, role: str) -> Path:
+    def path(self, role: str, weights: bool = True) -> Path:
         """Folder of a role's model. Raises PairError, which names the command that makes the pair, where none is."""
         home = pair_folder(self.scale, self.folder)
         if self.models.get(role) == str(home / role) and not (home / role / "config.json").is_file():
@@ -43,7 +43,7 @@ class WidePair(Pair):
                 f"pair.scale={self.scale}: no {role} model in {home}; to make the pair: "
                 f"python scripts/widen_pair.py --scale {self.scale} --out {home}"
             )
-        return Pair.path(self, role)  # slots make the class anew, and super() would look for the first one
+        return Pair.path(self, role, weights)  # slots make the class anew, and super() would look for the first one
 
 
 @spec

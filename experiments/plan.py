@@ -16,14 +16,15 @@ from experiments.config import Job
 from experiments.errors import UserError
 from experiments.loading import describe, load_for
 from experiments.measure import Prompt
+from experiments.prompting import cut_left, speaks_chat
 from experiments.resolve import resolve_method
 from experiments.store import RunFolder
-from experiments.tasks.base import Example
+from experiments.tasks.base import Example, Task
 from experiments.threads import count_threads
 from experiments.tokens import open_tokenizer
 from viasd.engine import Engine, resolve_device, resolve_dtype
 from viasd.method import MethodSpec
-from viasd.models import context_length
+from viasd.models import Pair, context_length
 
 
 @dataclasses.dataclass
@@ -79,12 +80,13 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
 
     arms, notices = derive(job.settings.arms, Context(method, job.composed["method"], job.pair, shares, resolve))
     check_sampling(arms, job.sampling)
-    notices += [*sorted(text for text in told if text), *size_notices(job, len(source), len(everything), skipped)]
+    notices += [*sorted(text for text in told if text), *pair_notices(job.pair), *job.task.notices()]
+    notices += size_notices(job, len(source), everything, skipped)
     content: dict[str, Any] = {
         "arms": {name: describe(arm) for name, arm in arms.items()},
         "order": list(arms),
         "sampling": describe(job.sampling),
-        "task": {**describe(job.task), "examples": identity.examples_hash(source)},
+        "task": describe_task(job.task, source),
         "seed": job.settings.seed,
         "repeats": job.settings.repeats,
         **who,
@@ -101,6 +103,12 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
     return Plan(job, method, arms, prompts, timed, folder, content, tokenizer, before.engine, notices, longest)
 
 
+def describe_task(task: Task, examples: Sequence[Example]) -> dict[str, Any]:
+    """What of a task decides rows: its keys, its examples wherever they were read from, and what judges them."""
+    keys = {key: value for key, value in describe(task).items() if key != "path"}
+    return {**keys, "examples": identity.examples_hash(examples), "scorer": task.scorer()}
+
+
 def optional_packages(arms: Iterable[MethodSpec]) -> dict[str, str | None]:
     """Versions of what no arm needs and some of the library's loops use where it is installed (None: it is not)."""
     names = {name for arm in arms if isinstance(arm, LibraryMethod) for name in arm.optional_packages}
@@ -111,19 +119,36 @@ def surroundings(job: Job) -> dict[str, Any]:
     """The part of a run's identity that is not asked for: models, machine, versions, code."""
     device = resolve_device(job.engine.device)
     return {
-        "pair": {"name": job.pair.name, "models": identity.pair_identity(job.pair)},
+        "pair": {
+            "name": job.pair.name,
+            "models": identity.pair_identity(job.pair),
+            **identity.loading_identity(job.pair),
+        },
         "device": identity.device_name(device),
         "dtype": str(resolve_dtype(job.engine.dtype, device)).removeprefix("torch."),
         "threads": count_threads(job.pair, job.engine, job.settings.results),
         "mode": job.engine.mode,
+        "chat": speaks_chat(job.pair),
         "versions": identity.versions(),
         "code_hash": identity.code_hash(),
     }
 
 
-def size_notices(job: Job, source: int, usable: int, skipped: int) -> list[str]:
-    """What a reader of the table must know about the number of examples."""
-    notices, name = [], job.task.name
+def pair_notices(pair: Pair) -> list[str]:
+    """What a reader of the table must know about how models are loaded."""
+    notices = [f"pair {pair.name}: the {role} model runs in {bits}" for role, bits in pair.quantization.items() if bits]
+    if pair.trust_remote_code:
+        notices.append(
+            f"pair {pair.name}: trust_remote_code=true, code of the models' repositories runs in this process"
+        )
+    return notices
+
+
+def size_notices(job: Job, source: int, prompts: Sequence[Prompt], skipped: int) -> list[str]:
+    """What a reader of the table must know about the number of examples, and about those that were cut."""
+    notices, name, usable = [], job.task.name, len(prompts)
+    if cut := sum(prompt.truncated > 0 for prompt in prompts):
+        notices.append(f"task {name}: {cut} of {source} test prompts are too long and lost their oldest text")
     if skipped:
         notices.append(f"task {name}: {skipped} of {source} test prompts are too long and were skipped")
     if usable < job.settings.detail_limit:
@@ -135,7 +160,7 @@ def read_prompts(job: Job, source: Sequence[Example], tokenizer: Any) -> tuple[l
     """The task's prompts in its order, and how many were skipped; `task.too_long` rules on those that do not fit.
 
     A prompt and the longest output must fit the shortest context of the pair's models. What is cut off is the oldest
-    text; a begin mark stays.
+    text; a begin mark stays, and of a chat all that its template adds to the user's message.
 
     Raises:
         UserError: a prompt is too long and is neither to be cut nor skipped, or none is left.
@@ -158,7 +183,7 @@ def read_prompts(job: Job, source: Sequence[Example], tokenizer: Any) -> tuple[l
             too_long += 1
             if job.task.too_long == "skip":
                 continue
-            ids = [ids[0], *ids[excess + 1 :]] if ids[0] == tokenizer.bos_token_id else ids[excess:]
+            ids = cut_left(job.pair, tokenizer, example.prompt, ids, room)
         prompts.append(Prompt(len(prompts), example, ids, truncated=max(0, excess)))
     if not prompts:
         raise UserError(

@@ -88,6 +88,7 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker) -> None:
     from experiments.costs import calibrate
     from experiments.loading import decode_settings
     from experiments.measure import Bench, memory, with_readers
+    from experiments.tasks.code_judge import confinement
     from experiments.turns import Turns
 
     job = plan.job
@@ -101,10 +102,12 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker) -> None:
         engine, decoders, job.task, plan.tokenizer, decode, job.settings.seed, job.settings.repeats, costs, turns
     )
     before = plan.folder.read_run() or {}
+    here = {**identity.provenance(engine.device), **confinement(job.task)}
     record = {
         "config": job.composed,
         "identity": plan.identity,
-        "provenance": [*before.get("provenance", []), identity.provenance(engine.device)],  # one for each start
+        "provenance": [*before.get("provenance", []), here],  # one for each start
+        "snapshots": identity.snapshots(job.pair),
         "notices": plan.notices,
         "memory": {name: memory(engine, decoder) for name, decoder in ours.items()},
         "call_costs": costs.cost_id,

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from experiments.identity import digest
+from experiments.prompting import open_prompting
 from experiments.store import create_folder, read_json, replace_json
-from viasd.models import Pair, load_tokenizer
+from viasd.models import Pair
 
 
 class LazyTokenizer:
@@ -31,7 +32,7 @@ class LazyTokenizer:
 
     @cached_property
     def _loaded(self) -> Any:
-        return load_tokenizer(self._pair)
+        return open_prompting(self._pair)
 
 
 def open_tokenizer(
@@ -39,10 +40,16 @@ def open_tokenizer(
 ) -> LazyTokenizer:
     """The tokenizer with the ids of these texts: stored ones of the same files and libraries, else made now.
 
-    `who` is the surroundings of a run, whose hash of the target covers the files of its tokenizer. Raises PairError
+    `who` is the surroundings of a run: its hash of the target covers the files of its tokenizer, and `chat` says
+    whether the texts go through its template. Raises PairError
     for a tokenizer that cannot be loaded, UserError where ids are to be stored and cannot be.
     """
-    asked = {"target": who["pair"]["models"]["target"], "versions": who["versions"], "texts": list(texts)}
+    asked = {
+        "target": who["pair"]["models"]["target"],
+        "versions": who["versions"],
+        "chat": who["chat"],
+        "texts": list(texts),
+    }
     path = results / "settled" / f"prompts_{digest(asked)}.json"
     stored = read_json(path)
     if stored is not None:

@@ -28,12 +28,14 @@ from experiments.arms import vanilla
 from experiments.config import CHECKOUT, EngineSpec, compose_method, make, results_folder
 from experiments.identity import digest, model_hash
 from experiments.masking import Replays, TrialLog, calibrate, curves_of, read_header
+from experiments.probing.setup import compose_tasks
+from experiments.prompting import open_prompting
 from experiments.store import replace_json
 from experiments.threads import count_threads
 from viasd.decode import Decode
 from viasd.dimr import MAXIMIZED, Plan, Regret, Space, Trial, best, regret_of, run_search, search_regrets
 from viasd.engine import Engine
-from viasd.models import Branches, Pair, layer_count, load_tokenizer
+from viasd.models import Branches, Pair, layer_count
 from viasd.sampling import Sampling, SeededDraws
 from viasd.scoring import Scoring, Text, measure, read_text
 
@@ -135,9 +137,9 @@ def prepare(options: argparse.Namespace) -> Setup:
     library.disable_progress_bar()
     started = time.perf_counter()
     pair = make(compose("config", [f"pair={options.pair}"])["pair"], "pair")
-    tasks = [make(compose("config", [f"task={name}"])["task"], "task") for name in options.tasks.split(",")]
+    tasks = list(compose_tasks(options.tasks.split(","), pair).values())
     torch.set_num_threads(count_threads(pair, EngineSpec(), results_folder(None)))
-    tokenizer = load_tokenizer(pair)
+    tokenizer = open_prompting(pair)
     prompts = [
         (tokenizer(example.prompt).input_ids, options.max_new_tokens or task.max_new_tokens)
         for task in tasks

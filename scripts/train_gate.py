@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from experiments.config import CHECKOUT, EngineSpec, make, results_folder
 from experiments.identity import digest, model_hash
+from experiments.probing.setup import compose_tasks
+from experiments.prompting import open_prompting
 from experiments.resolve import describe_slim, resolve_mask
 from experiments.threads import count_threads
 from viasd.engine import Engine
 from viasd.gates import DRAFT_FEATURES, SLIM_FEATURES, features
-from viasd.models import load_tokenizer
 from viasd.routing import Evidence
 from viasd.verification import SlimView
 
@@ -57,12 +58,12 @@ def main() -> None:
     started = time.perf_counter()
     with initialize_config_dir(str(CHECKOUT / "conf"), version_base="1.3"):
         pair = make(compose("config", [f"pair={options.pair}"])["pair"], "pair")
-        tasks = [make(compose("config", [f"task={name}"])["task"], "task") for name in options.tasks.split(",")]
+        tasks = list(compose_tasks(options.tasks.split(","), pair).values())
     torch.set_num_threads(count_threads(pair, EngineSpec(), results_folder(None)))
     view = SlimView(mask=options.mask, skip_ratio=options.ratio, cache=options.cache)
     kept, notice = resolve_mask(view, pair)
     view = SlimView(mask=kept, skip_ratio=options.ratio, cache=options.cache)
-    tokenizer = load_tokenizer(pair)
+    tokenizer = open_prompting(pair)
     prompts = [
         (tokenizer(example.prompt).input_ids, task.max_new_tokens)
         for task in tasks

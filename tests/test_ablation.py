@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 
 from baselines.eagle.drafter import EagleDrafter
@@ -30,7 +32,7 @@ from viasd.verification import RuleVerifier
 
 COMMON = (
     "common=['tasks=[qa]','prompts=6','answers=given','batch=3','validate_prompts=1','draft_length=2',"
-    "'max_new_tokens=12','target_dtype=float32','precision=float32','work_dir={work}']"
+    "'max_new_tokens=12','target_dtype=float32','precision=float32','work_dir={work}','engine.threads=1']"
 )
 QUICK = ("steps=4", "seeds=[0]", "jobs=1", "~arms.lk", "~arms.arw", "~arms.paths")
 
@@ -44,6 +46,14 @@ def script() -> ModuleType:
     finally:
         sys.path.remove(str(CHECKOUT / "scripts"))
     return train_vsd
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What all trainings share is made on all cores, which a process of tests must not go on with."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

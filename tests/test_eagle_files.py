@@ -88,8 +88,8 @@ def test_mistakes_name_the_key_the_value_and_what_is_accepted(tmp_path: Path) ->
         ("viasd://reference/nothing", "no config.json there"),
         (str(bare), "no weights beside config.json"),
         (str(broken), "config.json cannot be read"),
-        ("nobody/no-head", "no such folder, and no download from the hub"),
-        ("nobody/no-head@main", "no such folder, and no download from the hub"),
+        ("nobody/no-head", "no such folder with config.json, and revision main is not"),
+        ("nobody/no-head@v2", "no such folder with config.json, and revision v2 is not"),
     ):
         with pytest.raises(PairError) as raised:
             load_head(name, TARGET, "mine")

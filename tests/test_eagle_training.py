@@ -439,7 +439,7 @@ MISTAKES = {
     "steps=0": ["steps=0"],
     "batches=3": ["batches", "no such key"],
     "recipe.loss=l2": ["recipe", "loss", "l2"],
-    "tasks=[cooking]": ["cooking", "accepted: coding"],
+    "tasks=[cooking]": ["cooking", "did you mean 'coding'"],
     "data=nowhere.jsonl": ["data=nowhere.jsonl", "no such file"],
     "recipe=eagle4": ["recipe=eagle4", "eagle3"],
     "processes=many": ["processes", "many"],

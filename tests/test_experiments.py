@@ -6,22 +6,24 @@ import json
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 
 from experiments.arms import Context, derive
 from experiments.config import CHECKOUT, Job, build
-from experiments.errors import UserError
+from experiments.errors import CONF, UserError
 from experiments.frontier import is_free
 from experiments.identity import model_hash
 from experiments.resolve import describe_slim, resolve_mask, resolve_method
 from viasd.hierarchical import Hierarchical
 from viasd.method import Method
-from viasd.models import Pair
+from viasd.models import Pair, locate
 from viasd.verification import SlimView
 
 EXPERIMENTS = sorted(path.stem for path in (CHECKOUT / "conf" / "experiment").glob("*.yaml"))
@@ -29,14 +31,28 @@ SIZED = [name for name in EXPERIMENTS if name != "first_light"]
 ASKED = {
     "tiers", "mask_search", "intermediate_source", "readings", "thresholds", "skip_ratio", "draft_length", "gates",
     "budget", "cache_sharing", "frontier", "stop_rules", "adasd", "lossy_frontier", "self_speculation",
-    "eagle_versions", "tree_shape", "via_sd_compat",
+    "eagle_versions", "tree_shape", "via_sd_compat", "vsd_ablation", "vsd_ablation_draft",
 }  # fmt: skip
 REQUESTS = 2400  # of a default size, at 0.25 seconds each ten minutes; a timed example is run three times
 SETTLED: dict[str, dict[str, Method]] = {}
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with every drafter that scripts/train_vsd.py trains: all of them the shipped ones."""
+    made, config = tmp_path_factory.mktemp("results"), yaml.safe_load((CONF / "train_vsd.yaml").read_text())
+    for drafter, arm, seed in product(("head", "draft"), config["arms"], config["seeds"]):
+        folder = made / "training" / "vsd" / f"{drafter}_{arm}_{seed}"
+        folder.mkdir(parents=True)
+        (folder / "ablation.json").write_text("{}")
+        for file in locate("viasd://reference/" + {"head": "eagle3", "draft": "draft"}[drafter]).iterdir():
+            (folder / file.name).symlink_to(file)
+    return made
+
+
 @pytest.fixture(autouse=True)
-def _hydra() -> Iterator[None]:
+def _hydra(results: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("VIASD_RESULTS", str(results))
     with initialize_config_dir(str(CHECKOUT / "conf"), version_base="1.3"):
         yield
 
@@ -71,6 +87,7 @@ def settled(name: str, pair: Pair) -> dict[str, Method]:
     """The arms of an experiment as they will run, masks and weights included."""
     if name not in SETTLED:
         job = build(composed(name))
+        pair = replace(job.pair, gates=pair.gates)  # some have drafters of their own
         composition, shares = job.composed["method"], (0.5, 0.1, 0.4, 0.0)
         context = Context(job.method, composition, pair, lambda: shares, lambda arm: resolve_method(arm, pair)[0])
         SETTLED[name] = derive(job.settings.arms, context)[0]

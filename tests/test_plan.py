@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from experiments.config import CHECKOUT, Job, build
 from experiments.errors import UserError
 from experiments.measure import Prompt
-from experiments.plan import read_prompts
+from experiments.plan import read_prompts, size_notices
 from viasd.models import load_tokenizer
 
 CONTEXT = 512  # of the reference pair
@@ -49,6 +49,15 @@ def test_truncation_keeps_the_begin_mark_and_the_newest_text() -> None:
     for ids, prompt in zip(whole, prompts, strict=True):
         assert prompt.truncated == max(0, len(ids) - ROOM)
         assert prompt.ids[0] == ids[0] and prompt.ids[1:] == ids[1 + prompt.truncated :]
+
+
+def test_cut_prompts_are_counted_in_a_notice() -> None:
+    asked = job(ROOM, "truncate_left")
+    tokenizer, source = load_tokenizer(asked.pair), asked.task.examples("test")
+    prompts, skipped = read_prompts(asked, source, tokenizer)
+    cut = sum(len(tokenizer(one.prompt).input_ids) > ROOM for one in source)
+    notices = size_notices(asked, len(source), prompts, skipped)
+    assert f"task qa: {cut} of 30 test prompts are too long and lost their oldest text" in notices
 
 
 def test_skipped_prompts_are_counted_and_leave_no_gap() -> None:

@@ -11,12 +11,12 @@ import pytest
 from experiments import tokens
 from experiments.tokens import open_tokenizer
 
-WHO: dict[str, Any] = {"pair": {"models": {"target": "a1"}}, "versions": {"tokenizers": "1"}}
+WHO: dict[str, Any] = {"pair": {"models": {"target": "a1"}}, "versions": {"tokenizers": "1"}, "chat": False}
 TEXTS = ["one two", "", "one two"]
 
 
 class Loads:
-    """In the place of `load_tokenizer`: counts, and gives each word's length."""
+    """In the place of `open_prompting`: counts, and gives each word's length."""
 
     count = 0
 
@@ -35,7 +35,7 @@ class Words:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
     made = Loads()
-    monkeypatch.setattr(tokens, "load_tokenizer", made)
+    monkeypatch.setattr(tokens, "open_prompting", made)
     return made
 
 
@@ -61,6 +61,7 @@ def test_stored_ids_need_no_tokenizer_and_all_else_loads_it_once(loads: Loads, t
         (["one two", "three"], WHO),
         (TEXTS, {**WHO, "pair": {"models": {"target": "b2"}}}),
         (TEXTS, {**WHO, "versions": {"tokenizers": "2"}}),
+        (TEXTS, {**WHO, "chat": True}),
     ],
 )
 def test_other_texts_files_or_libraries_are_tokenized_anew(

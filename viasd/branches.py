@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from viasd.models import PairError
+from viasd.models import PairError, copy_module
 
 Branch = Literal["attention", "mlp"]
 NAMES = {"attention": "self_attn", "mlp": "mlp"}  # as Llama, Mistral, Qwen and Gemma call them
@@ -39,6 +38,6 @@ def leave_out(layer: Any, branch: Branch) -> Any:
         raise PairError(
             f"mask: layers of class {type(layer).__name__} have no {missing[0]}; accepted here: a mask of whole layers"
         )
-    twin = copy.copy(layer)
-    twin._modules = {**layer._modules, NAMES[branch]: NoAttention() if branch == "attention" else NoMlp()}
+    twin = copy_module(layer)
+    twin._modules[NAMES[branch]] = NoAttention() if branch == "attention" else NoMlp()
     return twin

@@ -302,6 +302,8 @@ def obstacle(model: Any) -> str | None:
         return f"products of class {min(unlike)}"
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return "modules with hooks"
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return "layers on several devices"
     return "a head with a bias" if model.lm_head.bias is not None else None
 
 

@@ -6,12 +6,16 @@ import copy
 import json
 import random
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import MethodType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from viasd.hub import MAIN, HubError, fetch_model, fetch_texts, is_hub_id, weight_files
+from viasd.pretrained import LoadingError, Quantization, loading_options
 from viasd.spec import spec
 
 if TYPE_CHECKING:
@@ -25,32 +29,82 @@ class PairError(ValueError):
 
 
 @spec
+class About:
+    """What a reader wants to know of a pair. Nothing of it decides anything, and it is no part of a run's identity.
+
+    By role: `parameters`, those of input and output embeddings among them (`embedding_parameters`, which quantization
+    leaves alone), and `kv_bytes_per_token`, bytes of keys and values of one token in 16 bits. `dtype` is what the
+    weights are published in, `skip_ratio` the recommended one, and `run` says whether the pair was ever measured.
+    """
+
+    licence: str = ""
+    gated: bool = False
+    dtype: str = ""
+    parameters: dict[str, int] = Field(default_factory=dict)
+    embedding_parameters: dict[str, int] = Field(default_factory=dict)
+    kv_bytes_per_token: dict[str, int] = Field(default_factory=dict)
+    skip_ratio: float | None = None
+    run: bool = False
+    note: str = ""
+
+
+def _drop_null(models: Any) -> Any:
+    return {role: name for role, name in models.items() if name is not None} if isinstance(models, dict) else models
+
+
+@spec
 class Pair:
     """The models of a comparison by role, and the searched masks that belong to its target.
 
     `models` maps a role (`target` is required, `draft` is the usual second) to a folder of a `transformers` causal LM;
-    `viasd://` names a folder of the installed package. `masks` are JSON files written by scripts/search_mask.py,
-    `gates` those of scripts/train_gate.py. `heads` maps a name to what drafts from the target's own features (EAGLE): a
-    folder, or a name on a hub.
+    `viasd://` names a folder of the installed package; a name that is no folder is one of a hub (organization/model),
+    in the revision (branch, tag or commit) that `revisions` gives it, and comes from the hub's cache or is downloaded
+    when it is first needed. `masks` are JSON files written by scripts/search_mask.py, `gates` those of
+    scripts/train_gate.py. `heads` maps a name to what drafts from the target's own features (EAGLE): a folder, or a
+    name on a hub. A role whose name is null is left out.
+
+    Weights are safetensors unless `allow_pickle`; no code of a model's repository runs unless `trust_remote_code`.
+    `device_map: auto` spreads the target over all devices (for targets that one cannot hold), `quantization` by role
+    loads weights in 8 or 4 bits (bitsandbytes); both run forwards through the library's modules. `chat` says whether
+    prompts go through the tokenizer's chat template; `auto`: where it has one.
     """
 
     name: Annotated[str, Field(min_length=1)]
-    models: dict[str, str]
+    models: Annotated[dict[str, str], BeforeValidator(_drop_null)]
+    revisions: dict[str, str | None] = Field(default_factory=dict)
     masks: list[str] = Field(default_factory=list)
     gates: list[str] = Field(default_factory=list)
     heads: dict[str, str] = Field(default_factory=dict)
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    device_map: Literal["auto"] | None = None
+    quantization: dict[str, Quantization | None] = Field(default_factory=dict)
+    chat: Literal["auto", "plain", "chat"] = "auto"
+    about: About = Field(default_factory=About)
 
-    def path(self, role: str) -> Path:
-        """Folder of a role's model. Raises PairError when the pair lacks the role or the folder is missing."""
+    def path(self, role: str, weights: bool = True) -> Path:
+        """Folder of a role's model; without `weights`, of its configuration and tokenizer alone where it is on a hub.
+
+        Raises PairError when the pair lacks the role, or there is no such model to be had.
+        """
         if role not in self.models:
             raise PairError(f"pair {self.name!r} has no model for role {role!r}; it has: {sorted(self.models)}")
-        path = locate(self.models[role])
-        if not (path / "config.json").is_file():
+        name = self.models[role]
+        path = locate(name)
+        if (path / "config.json").is_file():
+            return path
+        if path.is_dir() or not is_hub_id(name):
             raise PairError(
-                f"pair.models.{role}={self.models[role]}: no model there; accepted: a folder with config.json and "
-                "safetensors, or viasd://<folder of the package>"
+                f"pair.models.{role}={name}: no model there; accepted: a folder with config.json and "
+                "safetensors, viasd://<folder of the package>, or organization/model of a hub"
             )
-        return path
+        revision, code = self.revisions.get(role) or MAIN, self.trust_remote_code
+        try:
+            if not weights:
+                return fetch_texts(name, revision, code)
+            return fetch_model(name, revision, self.allow_pickle, code)
+        except HubError as error:
+            raise PairError(f"pair.models.{role}={name}: {error}") from error
 
 
 def locate(name: str) -> Path:
@@ -61,15 +115,21 @@ def locate(name: str) -> Path:
 
 
 def load_model(pair: Pair, role: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """The role's model, in evaluation mode, from safetensors only."""
+    """The role's model, in evaluation mode, loaded as the pair says. Raises PairError where that fails."""
     from transformers import AutoModelForCausalLM  # here: importing viasd must not pay for transformers
 
     path = pair.path(role)
+    spread = pair.device_map == "auto" and role == "target"
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, use_safetensors=True)
+        options = loading_options(path, dtype, device, spread, pair.quantization.get(role), pair.allow_pickle)
+        model = AutoModelForCausalLM.from_pretrained(str(path), trust_remote_code=pair.trust_remote_code, **options)
+    except LoadingError as error:
+        raise PairError(f"pair.models.{role}={pair.models[role]}: {error}") from error
     except Exception as error:
-        raise PairError(f"pair.models.{role}={pair.models[role]}: cannot load this model: {_line(error)}") from error
-    return model.to(device).eval().requires_grad_(False)
+        raise PairError(f"pair.models.{role}={pair.models[role]}: cannot load this model: {_told(error)}") from error
+    if "device_map" not in options:
+        model = model.to(device)
+    return model.eval().requires_grad_(False)
 
 
 def context_length(folder: Path) -> int:
@@ -79,21 +139,28 @@ def context_length(folder: Path) -> int:
 
 
 def weights_bytes(folder: Path) -> int:
-    """Size of a model's safetensors files."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    """Size of a model's weights."""
+    return sum(path.stat().st_size for path in weight_files(folder))
 
 
 def load_tokenizer(pair: Pair, role: str = "target") -> Any:
     """The role's tokenizer. Raises PairError when the folder holds none that can be read."""
     from transformers import AutoTokenizer
 
-    path = pair.path(role)
+    path = pair.path(role, weights=False)
     try:
-        return AutoTokenizer.from_pretrained(str(path))
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=pair.trust_remote_code)
     except Exception as error:
         raise PairError(
-            f"pair.models.{role}={pair.models[role]}: cannot load this tokenizer: {_line(error)}"
+            f"pair.models.{role}={pair.models[role]}: cannot load this tokenizer: {_told(error)}"
         ) from error
+
+
+def _told(error: Exception) -> str:
+    """Why the library does not load something, in one line."""
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own repository; accepted: pair.trust_remote_code=true, where you trust that code"
+    return _line(error)
 
 
 def _line(error: Exception) -> str:
@@ -162,7 +229,7 @@ def make_view(model: Any, kept: Kept) -> Any:
     Called without our cache it needs `use_cache=False`: the library would build a cache for the shorter list and fail.
     Raises PairError for branches of layers that are not built of `self_attn` and `mlp`.
     """
-    view, base = _shallow(model), _shallow(model.get_decoder())
+    view, base = copy_module(model), copy_module(model.get_decoder())
     indices = sorted({*kept.attention, *kept.mlp}) if isinstance(kept, Branches) else kept
     config = copy.copy(base.config)
     config.num_hidden_layers = len(indices)
@@ -183,9 +250,17 @@ def _cut_layer(layer: Any, index: int, kept: Kept) -> Any:
     return leave_out(layer, "mlp" if index in kept.attention else "attention")
 
 
-def _shallow(module: Any) -> Any:
+def copy_module(module: Any) -> Any:
+    """A copy that shares its parts.
+
+    Where the module is moved between devices (accelerate), its `forward` is bound to the instance: a plain copy would
+    run the whole original.
+    """
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
+    if "_old_forward" in vars(module):
+        twin._old_forward = MethodType(type(module).forward, twin)
+        twin.forward = partial(module.forward.func, twin)
     return twin
 
 

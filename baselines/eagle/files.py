@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from baselines.eagle.formats import HeadError, name_some
+from viasd.hub import MAIN, cache_folder, explain
 from viasd.models import PACKAGE_PREFIX, locate
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
@@ -40,7 +41,7 @@ def find_folder(name: str) -> Path:
             if any(found.glob(weights[0])):
                 break
     except Exception as error:  # the hub's client has no class of its own for all that can fail
-        raise HeadError(f"no such folder, and no download from the hub: {first_line(error)}") from error
+        raise HeadError(str(explain(error, asked["revision"] or MAIN, str(cache_folder())))) from error
     return found
 
 

@@ -21,13 +21,14 @@ from experiments.errors import UserError
 from experiments.loading import load_engine
 from experiments.measure import Prompt
 from experiments.plan import read_prompts, surroundings
-from experiments.probing.setup import compose_task, task_names
+from experiments.probing.setup import compose_tasks
+from experiments.prompting import open_prompting
 from experiments.resolve import resolve_method
 from experiments.tasks.base import Split
 from viasd.drafting import FixedLength
 from viasd.engine import Dtype, Engine
 from viasd.method import Method, MethodSpec
-from viasd.models import common_vocabulary, context_length, load_tokenizer
+from viasd.models import common_vocabulary, context_length
 from viasd.spec import spec
 
 SPLIT: Split = "calibration"
@@ -91,8 +92,8 @@ def build(config: DictConfig) -> BenchJob:
     base = replace(build_run(run), composed=composed)
     arms, notices = derive_arms(base, settings)
     jobs = {
-        name: replace(base, task=replace(compose_task(name), max_new_tokens=settings.new_tokens))
-        for name in dict.fromkeys(settings.tasks or task_names())
+        name: replace(base, task=replace(task, max_new_tokens=settings.new_tokens))
+        for name, task in compose_tasks(settings.tasks, base.pair).items()
     }
     return BenchJob(settings, jobs, arms, notices, composed)
 
@@ -168,7 +169,7 @@ def settle(job: BenchJob) -> BenchPlan:
     who = surroundings(run)
     torch.set_num_threads(who["threads"])
     check_contexts(job)
-    tokenizer = load_tokenizer(run.pair)
+    tokenizer = open_prompting(run.pair)
     prompts = {name: _read(name, one, job.settings.prompts, tokenizer) for name, one in job.jobs.items()}
     reads = min(context_length(run.pair.path(role)) for role in run.pair.models)
     return BenchPlan(job, prompts, tokenizer, vocabulary, reads, {**who, "prompts": _ids_hash(prompts)})

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 
 from experiments.config import EngineSpec, make, results_folder
 from experiments.errors import UserError, near
-from experiments.probing.setup import compose_task, task_names
+from experiments.probing.setup import compose_tasks
 from experiments.resolve import resolve_mask
 from experiments.tasks.base import Task
 from viasd.models import Pair
@@ -85,7 +85,7 @@ def build(config: DictConfig) -> LawJob:
         pair=made["pair"],
         sampling=made["decode"],
         engine=made["engine"],
-        tasks={name: compose_task(name) for name in dict.fromkeys(settings.tasks or task_names())},
+        tasks=compose_tasks(settings.tasks, made["pair"]),
         rules=read_rules(settings.rules),
         slim=slim,
         notices=[notice] if notice else [],

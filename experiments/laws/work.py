@@ -21,10 +21,11 @@ from experiments.laws.setup import LawJob
 from experiments.laws.summary import Entry, summarize
 from experiments.loading import WORTH_A_BAR, describe
 from experiments.probing.setup import Prompt, read_prompts
+from experiments.prompting import open_prompting
 from experiments.store import create_folder
 from experiments.threads import count_threads
 from viasd.engine import Engine, resolve_device, resolve_dtype
-from viasd.models import common_vocabulary, load_tokenizer, weights_bytes
+from viasd.models import common_vocabulary, weights_bytes
 from viasd.rules import RowRule
 from viasd.sampling import SeededDraws
 
@@ -59,7 +60,7 @@ def settle(job: LawJob) -> LawPlan:
     device = resolve_device(job.engine.device)
     threads = count_threads(job.pair, job.engine, job.settings.results)
     torch.set_num_threads(threads)
-    prompts = read_prompts(job.pair, job.tasks, job.settings, load_tokenizer(job.pair), job.sampling)
+    prompts = read_prompts(job.pair, job.tasks, job.settings, open_prompting(job.pair), job.sampling)
     models = identity.pair_identity(job.pair)
     rows = {
         "prompts": identity.digest([[prompt.ids, prompt.decode.max_new_tokens] for prompt in prompts]),

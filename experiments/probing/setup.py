@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from hydra import compose
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, TypeAdapter
 
 from experiments.config import CHECKOUT, EngineSpec, make, results_folder
 from experiments.errors import UserError, near
 from experiments.identity import model_hash
+from experiments.prompting import speaks_chat
 from experiments.resolve import resolve_mask, searched_masks, target_layers
 from experiments.stopping import StopStrings
-from experiments.tasks.base import Split, Task
+from experiments.tasks.base import Procedural, Split, Task
 from viasd.decode import Decode
 from viasd.drafting import DraftModel
 from viasd.hierarchical import Hierarchical
@@ -134,7 +136,7 @@ def build(config: DictConfig) -> ProbeJob:
         pair=pair,
         method=replace(method, verifier=replace(method.verifier, slim=slim)),
         engine=engine,
-        tasks={name: compose_task(name) for name in dict.fromkeys(settings.tasks or task_names())},
+        tasks=compose_tasks(settings.tasks, pair),
         views=views,
         view=view,
         drafter=drafter,
@@ -148,11 +150,23 @@ def task_names() -> list[str]:
     return sorted(path.stem for path in (CHECKOUT / "conf" / "task").glob("*.yaml"))
 
 
-def compose_task(name: str) -> Task:
-    """A task by the name of its yaml. Raises UserError for a name that has none."""
-    if name not in task_names():
-        raise UserError(f"tasks: {name!r} not found{near(name, task_names())}")
-    return make(compose(config_name="config", overrides=[f"task={name}"])["task"], f"task={name}")
+def compose_tasks(asked: Sequence[str] | None, pair: Pair) -> dict[str, Task]:
+    """Tasks by the names of their yamls, as the pair is asked; None: all that need no data.
+
+    Raises UserError for a name that has no yaml.
+    """
+    known = task_names()
+    if unknown := [name for name in asked or () if name not in known]:
+        raise UserError(f"tasks: {unknown[0]!r} not found{near(unknown[0], known)}")
+    names = dict.fromkeys(asked or filter(_is_procedural, known))
+    nodes = {name: compose(config_name="config", overrides=[f"task={name}"])["task"] for name in names}
+    made = {name: make(node, f"task={name}") for name, node in nodes.items()}
+    return {name: task.in_chat() if speaks_chat(pair) else task for name, task in made.items()}
+
+
+def _is_procedural(name: str) -> bool:
+    node = OmegaConf.load(CHECKOUT / "conf" / "task" / f"{name}.yaml")
+    return issubclass(get_class(OmegaConf.select(node, "_target_")), Procedural)
 
 
 def list_views(pair: Pair, slim: SlimView, ratios: list[float]) -> tuple[list[View], View, list[str]]:

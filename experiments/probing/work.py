@@ -30,9 +30,10 @@ from experiments.probing.summary import (
     summarize_predictions,
 )
 from experiments.probing.vocabulary import Alignment, align
+from experiments.prompting import open_prompting
 from experiments.threads import count_threads
 from viasd.engine import Engine, resolve_device, resolve_dtype
-from viasd.models import common_vocabulary, context_length, load_tokenizer, weights_bytes
+from viasd.models import common_vocabulary, context_length, weights_bytes
 from viasd.sampling import Sampling
 
 SCHEMA_VERSION = 1
@@ -64,7 +65,7 @@ def settle(job: ProbeJob) -> Plan:
     device = resolve_device(job.engine.device)
     threads = count_threads(job.pair, job.engine, job.settings.results)
     torch.set_num_threads(threads)
-    prompts = read_prompts(job.pair, job.tasks, job.settings, load_tokenizer(job.pair), Sampling())
+    prompts = read_prompts(job.pair, job.tasks, job.settings, open_prompting(job.pair), Sampling())
     settings = {name: value for name, value in asdict(job.settings).items() if name not in NOT_ASKED}
     who = {
         "settings": settings,

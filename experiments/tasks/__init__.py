@@ -1,1 +1,1 @@
-"""Procedural task families: problems made by seed, split by content, scored without a model."""
+"""Tasks: procedural families, whose problems are made by seed, and data sets; how answers are scored."""

@@ -1,4 +1,4 @@
-"""What a task is: seeded problems of some difficulty in three disjoint splits, and a scorer."""
+"""What a task is: examples in three disjoint splits, and a scorer; and what makes problems by seed."""
 
 from __future__ import annotations
 
@@ -98,40 +98,89 @@ def split_of(family: str, content: tuple[Any, ...]) -> Split:
     return "calibration" if bucket < 2 * HELD_OUT_PERCENT else "train"
 
 
+def check_split(split: str, count: int | None) -> None:
+    """Raises ValueError for a split that no task has, or a negative count."""
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is unknown; accepted: {', '.join(SPLITS)}")
+    if count is not None and count < 0:
+        raise ValueError(f"count={count} must not be negative")
+
+
 @spec(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Task(ABC):
-    """A family of problems.
+    """What is decoded and how it is judged, in three disjoint splits.
 
-    Fields: `seed` >= 0 orders and selects the problems; `test_size` >= 1 and `calibration_size` >= 1 are the default
-    sizes of the held-out splits; `level` 1 to 3 is their difficulty (None: all levels, mixed); `wording` says whether
-    they are told by templates and names that the training problems use (`seen`), or only by others (`unseen`, split
-    `test` alone); `max_new_tokens` >= 1 bounds an answer; `too_long` says what becomes of a prompt that leaves no room
-    for one in the models' context; `stop_strings` end an answer (may be empty).
+    Fields: `seed` >= 0 orders the examples, and selects them where there are more than asked for; `max_new_tokens` >= 1
+    bounds an answer; `too_long` says what becomes of a prompt that leaves no room for one in the models' context;
+    `stop_strings` end an answer (may be empty).
     """
 
     quality_name: ClassVar[str] = ""
 
     name: Name
     seed: int = Field(default=0, ge=0)
-    test_size: int = Field(default=400, ge=1)
-    calibration_size: int = Field(default=200, ge=1)
-    level: int | None = Field(default=None, ge=min(LEVELS), le=max(LEVELS))
-    wording: Literal["seen", "unseen"] = "seen"
     max_new_tokens: int = Field(default=128, ge=1)
     too_long: Literal["error", "truncate_left", "skip"] = "error"
     stop_strings: tuple[str, ...] = ()
 
     @abstractmethod
-    def draw(self, author: Author) -> Problem:
-        """Draw one problem; all of its randomness comes from `author`, and its metadata name its `level`."""
+    def examples(self, split: Split, count: int | None = None) -> list[Example]:
+        """Return the first `count` examples of a split; a smaller count is a prefix of a larger one.
+
+        Raises:
+            ValueError: unknown split, negative count, or more examples asked for than there are.
+        """
 
     @abstractmethod
     def scores(self, example: Example, text: str) -> dict[str, float]:
-        """Judge a completion by every scorer of the family: 0 is useless, 1 is right; `quality_name` is among them."""
+        """Judge a completion by every scorer: 0 is useless, 1 is right; `quality_name` is among them.
+
+        Empty where nothing can be said: without a reference an example has no quality.
+        """
 
     def score(self, example: Example, text: str) -> float:
         """The quality of a completion: its score by `quality_name`."""
         return self.scores(example, text)[self.quality_name]
+
+    def scorer(self) -> dict[str, str]:
+        """What judges, with versions and settings, where the sources of this project do not say it all.
+
+        Raises:
+            ValueError: a scorer that is unknown, or whose package is missing.
+        """
+        return {}
+
+    def notices(self) -> list[str]:
+        """What a reader of the table must know about the task."""
+        return []
+
+    def in_seen_wording(self) -> Self:
+        """The same task told as in training: what is settled before a test is settled with it."""
+        return self
+
+    def in_chat(self) -> Self:
+        """The same task as a chat model is asked, through its template."""
+        return self
+
+
+@spec(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Procedural(Task):
+    """A family of problems that are made by seed.
+
+    Fields beside those of every task: `test_size` >= 1 and `calibration_size` >= 1 are the default sizes of the splits
+    that are held out; `level` 1 to 3 is their difficulty (None: all levels, mixed); `wording` says whether they are
+    told by templates and names that the training problems use (`seen`), or only by others (`unseen`, split `test`
+    alone).
+    """
+
+    test_size: int = Field(default=400, ge=1)
+    calibration_size: int = Field(default=200, ge=1)
+    level: int | None = Field(default=None, ge=min(LEVELS), le=max(LEVELS))
+    wording: Literal["seen", "unseen"] = "seen"
+
+    @abstractmethod
+    def draw(self, author: Author) -> Problem:
+        """Draw one problem; all of its randomness comes from `author`, and its metadata name its `level`."""
 
     def stream(self, split: Split) -> Iterator[Example]:
         """Yield the distinct problems of a split in their seeded order, until the family is exhausted.
@@ -170,15 +219,12 @@ class Task(ABC):
         Raises:
             ValueError: unknown split, missing or negative count, or more problems asked for than the family has.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r} is unknown; accepted: {', '.join(SPLITS)}")
+        check_split(split, count)
         if count is None:
             sizes = {"test": self.test_size, "calibration": self.calibration_size}
             if split not in sizes:
                 raise ValueError("count is required for split='train', which is generated without end")
             count = sizes[split]
-        if count < 0:
-            raise ValueError(f"count={count} must not be negative")
         found = list(islice(self.stream(split), count))
         if len(found) < count:
             raise ValueError(f"task {self.name} has {len(found)} distinct {split} problems, {count} were asked for")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as spec
 
-from experiments.tasks.base import Author, Example, Name, Problem, Task, words
+from experiments.tasks.base import Author, Example, Name, Problem, Procedural, words
 from experiments.tasks.coding_loops import draw_accumulation
 from experiments.tasks.coding_numbers import CHAIN, CHAIN_ENDINGS, CHANGED, CHANGES, CONDITIONS, FILTERS, LIST_ENDINGS
 from experiments.tasks.coding_pieces import ITEM_NAMES, PLAIN, RETURNS, STARTS, Function, Piece, Plan, draw_piece
@@ -217,7 +217,7 @@ KINDS = (draw_list, draw_list, draw_loop, draw_text, draw_arithmetic)
 
 
 @spec(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Coding(Task):
+class Coding(Procedural):
     """Functions from descriptions; their quality is 1 where all hidden tests pass, else 0.
 
     `test_seconds` > 0 limits the run of one function with its tests.

@@ -11,7 +11,7 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as spec
 
-from experiments.tasks.base import ITEMS, NAMES, PLACES, Author, Example, Name, Problem, Task
+from experiments.tasks.base import ITEMS, NAMES, PLACES, Author, Example, Name, Problem, Procedural
 
 STRANGERS = 3  # people of a passage besides those on the way to the answer, which are as many as the level
 MOST = 99  # of one kind of item
@@ -232,7 +232,7 @@ def answer_words(answer: str) -> Counter[str]:
 
 
 @spec(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Qa(Task):
+class Qa(Procedural):
     """Passages of four to six sentences; the question follows one to three of them, and the answer names them.
 
     Within a passage every person is the subject of exactly one fact, so the noun of a relation need not be read to

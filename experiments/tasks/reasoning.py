@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as spec
 
 from experiments.tasks import reasoning_wording as say
-from experiments.tasks.base import ITEMS, NAMES, Author, Example, Name, Problem, Task
+from experiments.tasks.base import ITEMS, NAMES, Author, Example, Name, Problem, Procedural
 
 ANSWER = re.compile(r"answer is (-?\d+)(?![\d/]|[.,]\d)")  # not the start of 14.5, 14/2 or 14,000
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
@@ -162,7 +162,7 @@ def draw_purchase(author: Author, level: int, people: list[str], items: list[str
 
 
 @spec(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Reasoning(Task):
+class Reasoning(Procedural):
     """Word problems.
 
     Scores: `final_answer` is 1 where the last stated answer is right, else 0; `steps` is the share of the gold

@@ -1,8 +1,9 @@
-"""Run generated code in a process of its own, with limits.
+"""Run generated code in a process of its own, with limits: for what models that we trained write.
 
-It protects the machine from the accidents of model-written code (endless loops, memory, fork bombs, files all over
-the place) and a score from a program that ends early. It is no wall against an attacker: the interpreter's own guards
-can be undone by code written for that purpose, and the program can read what the user can read.
+Code of foreign models runs in `experiments.tasks.confined`. This protects the machine from the accidents of
+model-written code (endless loops, memory, fork bombs, files all over the place) and a score from a program that ends
+early. It is no wall against an attacker: the interpreter's own guards can be undone by code written for that purpose,
+and the program can read what the user can read.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import IO
 
 REPORT_BYTES = 1024  # longest report of a child; its last line of a traceback is cut to fit
@@ -25,101 +28,16 @@ FILE_MIB = 4  # largest file a program may write
 FILES = 64  # files and folders a program may create in all: with FILE_MIB, the disk it can use
 OPEN_FILES = 64
 
-# What the child does before and after the program. It runs in a bare interpreter, so it imports next to nothing, and it
-# holds what it needs in local names, so that a program that rebinds names of a module does not change it. The limits
-# are set here rather than between fork and exec, where a parent with threads may deadlock.
-PRELUDE = r"""
-import os, resource, sys
-
-def run(report, cpu_seconds, memory, file_bytes, files, open_files):
-    token, source = sys.stdin.buffer.read().split(b"\n", 1)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0, inheritable=False)
-    os.set_inheritable(report, False)
-
-    def limit(name, value):
-        kind = getattr(resource, name)
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        try:
-            resource.setrlimit(kind, (value, value))
-        except (OSError, ValueError):
-            if sys.platform != "darwin" or name != "RLIMIT_AS":  # macOS has the name but refuses to set it
-                raise
-
-    limit("RLIMIT_CPU", cpu_seconds)
-    limit("RLIMIT_AS", memory)
-    limit("RLIMIT_FSIZE", file_bytes)
-    limit("RLIMIT_NPROC", 0)
-    limit("RLIMIT_NOFILE", open_files)
-    limit("RLIMIT_CORE", 0)
-
-    # RLIMIT_NPROC does not bind root, so processes are refused here as well.
-    refused = frozenset((
-        "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen", "pty.spawn",
-        "os.kill", "os.killpg", "os.link", "os.symlink", "os.chown", "os.lchown",
-        "resource.setrlimit", "resource.prlimit",
-    ))
-    refused_families = ("socket.", "ctypes.", "syslog.")
-    changing = frozenset((
-        "os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.truncate", "os.chmod", "os.lchmod", "os.utime",
-        "os.setxattr", "os.removexattr",
-    ))
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    realpath, join, fsdecode, exit_now, write = os.path.realpath, os.path.join, os.fsdecode, os._exit, os.write
-    folder = realpath(os.getcwd())
-    left = files
-
-    def check_path(event, path):
-        nonlocal left
-        if isinstance(path, int):
-            return
-        path = realpath(fsdecode(path))
-        if path != os.devnull and path != folder and not path.startswith(join(folder, "")):
-            raise PermissionError(f"{event} outside of the program's folder is not allowed")
-        left -= 1
-        if left < 0:
-            raise PermissionError("too many files written or changed")
-
-    def guard(event, args):
-        if event == "open":
-            if args[2] & writing:
-                check_path("writing", args[0])
-        elif event in refused or event.startswith(refused_families):
-            raise PermissionError(f"{event} is not allowed")
-        elif event in changing:
-            check_path(event, args[0])
-            if event == "os.rename":
-                check_path(event, args[1])
-
-    def refuse(*args, **named):
-        raise PermissionError("starting a process or a thread is not allowed")
-
-    import _posixsubprocess, _thread  # not every version has an event for these ways in
-    _posixsubprocess.fork_exec = refuse
-    for name in ("start_new", "start_new_thread", "start_joinable_thread"):
-        if hasattr(_thread, name):
-            setattr(_thread, name, refuse)
-
-    own_module = sys.modules["__main__"]  # held, so that its names live on
-    module = type(sys)("__main__")
-    sys.modules["__main__"] = module
-    status, message = 1, b""
-    sys.addaudithook(guard)
-    try:
-        exec(compile(source, "<program>", "exec"), module.__dict__)
-        status, message = 0, token
-    except BaseException as error:
-        name = type(error).__name__
-        try:
-            text = f"{name}: {error}" if str(error) else name
-        except BaseException:
-            text = name
-        message = text[:500].replace("\n", " ").encode("utf-8", "replace")
-    write(report, message + b"\n")
-    exit_now(status)  # nothing that the program left behind (exit handlers, finalizers) runs any more
-
-run(*map(int, sys.argv[1:]))
+ROOT = Path(__file__).resolve().parents[2]
+# A bare interpreter imports one module of this project, and forgets it before the program begins. The limits are set
+# there rather than between fork and exec, where a parent with threads may deadlock.
+BOOT = """
+import sys
+kept = set(sys.modules)
+sys.path.insert(0, {root!r})
+from experiments.tasks.{module} import main
+del sys.path[0]
+main(kept)
 """
 
 
@@ -167,6 +85,8 @@ def require_limits() -> None:
     """Raise RuntimeError where generated code cannot be limited."""
     try:
         import resource  # noqa: F401
+
+        import_module("experiments.tasks.inside")  # so that it is compiled: the child leaves no files
     except ImportError:
         raise RuntimeError(
             f"generated code runs only under resource limits, which {sys.platform} does not have: "
@@ -174,23 +94,32 @@ def require_limits() -> None:
         ) from None
 
 
+def bare_interpreter(python: str, module: str) -> list[str]:
+    """The command that calls `main` of a module of this folder in an interpreter without anything else."""
+    # -P -s -S: no site packages, nothing imported from the program's folder.
+    return [python, "-P", "-s", "-S", "-B", "-X", "utf8", "-c", BOOT.format(root=str(ROOT), module=module)]
+
+
+def environment(folder: str) -> dict[str, str]:
+    """All that a program's environment holds."""
+    # A fixed hash seed makes set order, and so scores, repeatable; temporary files go to the folder that is removed.
+    return {"PYTHONHASHSEED": "0", "TMPDIR": folder}
+
+
 def run_child(source: IO[bytes], folder: str, seconds: float, memory_mib: int) -> tuple[bytes | None, int]:
-    """Run the prelude and the program; return the child's report (None: out of time) and its exit status."""
+    """Run the limits and the program; return the child's report (None: out of time) and its exit status."""
     deadline = time.monotonic() + seconds
     read_end, write_end = os.pipe()
     try:
         limits = (write_end, math.ceil(seconds) + 1, memory_mib * 2**20, FILE_MIB * 2**20, FILES, OPEN_FILES)
-        # -P -s -S: no site packages, nothing imported from the folder. A fixed hash seed makes set order, and so
-        # scores, repeatable; temporary files go to the folder that is removed.
-        command = [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", "-c", PRELUDE, *map(str, limits)]
         try:
             child = subprocess.Popen(
-                command,
+                [*bare_interpreter(sys.executable, "inside"), *map(str, limits)],
                 stdin=source,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
-                env={"PYTHONHASHSEED": "0", "TMPDIR": folder},
+                env=environment(folder),
                 pass_fds=(write_end,),
                 start_new_session=True,
             )

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as spec
 
-from experiments.tasks.base import ITEMS, NAMES, PLACES, Author, Example, Name, Problem, Task, words
+from experiments.tasks.base import ITEMS, NAMES, PLACES, Author, Example, Name, Problem, Procedural, words
 
 COUNTS = {1: (2,), 2: (3,), 3: (3, 4, 4)}  # facts of a report, by level
 LARGEST = {1: 99, 2: 999, 3: 99}  # where amounts are added up, they have two digits
@@ -112,7 +112,7 @@ class Fact:
 
 
 @spec(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Summarization(Task):
+class Summarization(Procedural):
     """Summaries of two to four facts, with a closing line that compares and adds up amounts.
 
     Level 1: two facts in the order told, the most and the total. Level 2: three facts in the order told or by name, a

@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as spec
 from sacrebleu.metrics.chrf import CHRF
 
-from experiments.tasks.base import NAMES, PLACES, Author, Example, Name, Problem, Task
+from experiments.tasks.base import NAMES, PLACES, Author, Example, Name, Problem, Procedural
 from experiments.tasks.translation_grammar import (
     ADJECTIVES,
     ANIMALS,
@@ -175,7 +175,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 @spec(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Translation(Task):
+class Translation(Procedural):
     """English into Lumi; `exact_match` is the share of right sentences, `chrf` how alike the letters are (0 to 1)."""
 
     quality_name: ClassVar[str] = "exact_match"

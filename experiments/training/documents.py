@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.prompting import ChatTokenizer, speaks_chat
 from experiments.tasks.base import Split, Task
 from experiments.training.setup import TrainJob
 from viasd.models import context_length
@@ -63,12 +64,12 @@ def read_prompts(job: TrainJob, tokenizer: Any) -> tuple[list[Prompt], list[Prom
 
 
 def _of_tasks(job: TrainJob, tokenizer: Any, split: Split) -> list[Prompt]:
-    settings = job.settings
-    found = []
+    settings, found = job.settings, []
+    asked = ChatTokenizer(tokenizer) if speaks_chat(job.pair) else tokenizer
     for task in job.tasks:
         longest = settings.max_new_tokens or task.max_new_tokens
         examples = _examples(task, split, settings.prompts if split == "train" else settings.validate_prompts)
-        prompts = tokenizer([one.prompt for one in examples])["input_ids"]
+        prompts = [asked(one.prompt).input_ids for one in examples]
         answers = tokenizer([one.reference for one in examples], add_special_tokens=False)["input_ids"]
         end = tokenizer.eos_token_id
         found += [Prompt(ids, [*given, end], longest) for ids, given in zip(prompts, answers, strict=True)]

@@ -15,7 +15,7 @@ from experiments import identity
 from experiments.config import CHECKOUT, EngineSpec, make, results_folder
 from experiments.errors import UserError
 from experiments.loading import describe
-from experiments.probing.setup import compose_task, task_names
+from experiments.probing.setup import compose_tasks
 from experiments.tasks.base import Task
 from experiments.tracking import Tracking
 from viasd.models import Pair
@@ -93,7 +93,7 @@ def build(config: DictConfig) -> TrainJob:
             raise UserError(f"{name}._target_={config[name].get('_target_')}: not a {kind.__name__}")
     tasks: list[Task] = []
     if settings.data == "tasks":
-        tasks = [compose_task(name) for name in dict.fromkeys(settings.tasks or task_names())]
+        tasks = list(compose_tasks(settings.tasks, made["pair"]).values())
     elif not Path(settings.data).expanduser().is_file():
         raise UserError(f"data={settings.data}: no such file; accepted: tasks, or a file of JSON lines")
     recipe, optimizer, pair, engine, tracking = (made[name] for name in kinds)

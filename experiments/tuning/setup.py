@@ -17,13 +17,14 @@ from experiments.config import build as build_run
 from experiments.errors import UserError, near
 from experiments.loading import describe, load_engine
 from experiments.measure import Prompt
-from experiments.plan import read_prompts, surroundings
-from experiments.probing.setup import compose_task, task_names
+from experiments.plan import describe_task, read_prompts, surroundings
+from experiments.probing.setup import compose_tasks
+from experiments.prompting import open_prompting
 from experiments.tasks.base import Example, Split
 from experiments.tuning.space import Knob, check_corners, parse_space, spaces
 from viasd.engine import Engine
 from viasd.method import Method, tree_nodes
-from viasd.models import Pair, load_tokenizer
+from viasd.models import Pair
 from viasd.sampling import Sampling
 from viasd.spec import spec
 
@@ -91,8 +92,7 @@ def build(config: DictConfig) -> TuneJob:
     limits = replace(base.settings, limit=settings.prompts, seed=settings.seed, results_dir=settings.results_dir)
     base = replace(base, settings=limits)
     jobs = {}
-    for name in dict.fromkeys(settings.tasks or task_names()):
-        task = compose_task(name)
+    for name, task in compose_tasks(settings.tasks, made["pair"]).items():
         jobs[name] = replace(base, task=replace(task, max_new_tokens=settings.max_new_tokens or task.max_new_tokens))
     return TuneJob(settings, made["pair"], tuned, jobs, composed)
 
@@ -136,12 +136,12 @@ class TunePlan:
 
 def settle(job: TuneJob) -> TunePlan:
     """Read the prompts and name the tuning. `trials` is not part of its name: more of them go on from the others."""
-    tokenizer = load_tokenizer(job.pair)
+    tokenizer = open_prompting(job.pair)
     settings, first = job.settings, next(iter(job.jobs.values()))
     prompts, tasks = {}, {}
     for name, one in job.jobs.items():
         examples, prompts[name] = _read(name, one, tokenizer)
-        tasks[name] = {**describe(one.task), "examples": identity.examples_hash(examples)}
+        tasks[name] = describe_task(one.task, examples)
     content = {
         "methods": {
             name: {"method": describe(one.method), "space": describe(one.knobs)} for name, one in job.tuned.items()

@@ -1,0 +1,1 @@
+"""One prompt, decoded and shown: `python -m experiments.ask`."""
