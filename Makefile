@@ -9,6 +9,8 @@
 ## SYSTEM_TORCH=1         keep the torch that is installed (2.11 or newer)
 ## CONSTRAINTS=FILE       the pinned versions (constraints/newest.txt)
 ## PIP_FLAGS=             show all that pip says
+## PAIR= TASKS="qa coding" LIMIT=8 SIZE=full   of tables and figures: whose, on what, on how many prompts
+## PLAN=1                 of tables and figures: say which runs are stored and how long the others take
 ARGS ?=
 TESTS ?=
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
@@ -17,6 +19,11 @@ VENV ?= .venv
 SYSTEM_TORCH ?=
 CONSTRAINTS ?= constraints/newest.txt
 PIP_FLAGS ?= -qq
+PAIR ?=
+TASKS ?=
+LIMIT ?=
+SIZE ?=
+PLAN ?=
 
 ENV_PYTHON = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 PYTHON_ASKED = $(filter-out file,$(origin PYTHON))
@@ -24,12 +31,18 @@ KEEP_TORCH = $(filter-out 0 no false,$(SYSTEM_TORCH))
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 OFFLINE = HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
-.PHONY: help run test bench laws lint format pair install clean environment environment-dev
+COMMA = ,
+EMPTY =
+ASKED = $(if $(PAIR),pair=$(PAIR)) $(if $(TASKS),'tasks=[$(subst $(EMPTY) $(EMPTY),$(COMMA),$(strip $(TASKS)))]') \
+  $(if $(LIMIT),limit=$(LIMIT)) $(if $(SIZE),size=$(SIZE)) $(if $(PLAN),--plan) $(ARGS)
+PUBLISH = $(ENV_PYTHON) -m experiments.publish
+
+.PHONY: tables figures claims help run test bench laws lint format pair install clean environment environment-dev
 .DEFAULT_GOAL := help
 
 help: ## list the targets and the variables
 	@echo 'Targets:'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables:'
 	@sed -n 's/^## /  /p' Makefile
 
@@ -44,6 +57,24 @@ bench: environment ## measure what the harness costs, beside the decoding of tra
 
 laws: environment ## compare the laws of lossy rules with the target's, in closed form
 	@$(ENV_PYTHON) -m experiments.law_error $(ARGS)
+
+table-viasd-%: environment ## a table of VIA-SD, 1 to 9, the paper's values beside ours
+	@$(PUBLISH) table=viasd_$* $(ASKED)
+
+figure-viasd-%: environment ## a figure of VIA-SD, 4 to 9
+	@$(PUBLISH) -m 'table=glob(viasd_figure_$**)' $(ASKED)
+
+table-adasd table-vsd: environment
+	@$(PUBLISH) table=$(subst table-,,$@) $(ASKED)
+
+tables: environment ## all tables, those of AdaSD (table-adasd) and VSD (table-vsd) included
+	@$(PUBLISH) -m 'table=glob(*$(COMMA)exclude=*figure*)' $(ASKED)
+
+figures: environment ## all figures
+	@$(PUBLISH) -m 'table=glob(*figure*)' $(ASKED)
+
+claims: environment ## the papers' claims and contradictions beside what was measured: results/CLAIMS.md
+	@$(ENV_PYTHON) -m experiments.claims
 
 lint: environment-dev ## check style, layers and types
 	@$(ENV_PYTHON) -m ruff check .

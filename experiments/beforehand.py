@@ -15,6 +15,7 @@ from experiments.arms import Shares
 from experiments.config import Job
 from experiments.costs import FED, CallCosts, calibrate
 from experiments.errors import UserError
+from experiments.launching.locks import alone_on, device_names
 from experiments.loading import decode_settings, describe, load_for
 from experiments.resolve import SHARE_PROMPTS, gate_shares
 from experiments.store import create_folder, read_json, settle_json
@@ -164,7 +165,8 @@ class Beforehand:
         readers = engine.readers()
         method.drafter.open_drafter(readers)
         drafters = [reader.role for reader in readers.opened() if reader.role != "target"]
-        return calibrate(engine, {method.name: opened}, who, self.job.settings.results), drafters
+        with alone_on(device_names(engine.device), f"call costs of pair {self.job.pair.name}"):
+            return calibrate(engine, {method.name: opened}, who, self.job.settings.results), drafters
 
     def _stored(self, kind: str, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         results = self.job.settings.results

@@ -10,17 +10,28 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from experiments.differences import Checked, Comparison, Rows, circumstances, compare_rows, numbers, other_work
+from experiments.comparability import parse_mix
+from experiments.differences import (
+    WORK,
+    Checked,
+    Comparison,
+    Difference,
+    Rows,
+    circumstances,
+    compare_rows,
+    numbers,
+    other_work,
+)
 from experiments.entry import results_folder, run_command
 from experiments.errors import UserError, near
 from experiments.records import Row
-from experiments.report import ABSENT, text_table
 from experiments.statistics import Estimate
 from experiments.store import RunFolder
 from experiments.tables import StoredRun, read
+from experiments.text_tables import ABSENT, text_table
 
 FEW = 5  # of the rows that are named one by one
 SETTINGS = 12  # of those that two runs do not share
@@ -44,20 +55,38 @@ def open_run(name: str, results: Path) -> StoredRun:
         raise UserError(f"run {name}: this version cannot read it ({type(error).__name__}: {error})") from error
 
 
-def compare_runs(names: Sequence[str], results: Path, counts_only: bool = False) -> bool:
-    """Print how two runs differ. True where they do not. Raises UserError for runs that cannot be compared."""
+def compare_runs(names: Sequence[str], results: Path, counts_only: bool = False, mix: Collection[str] = ()) -> bool:
+    """Print how two runs differ. True where they do not. Raises UserError for runs that cannot be compared.
+
+    `mix`: parts of the work (`WORK`) that may differ.
+    """
     first, second = (open_run(name, results) for name in names)
-    refused = other_work(first.identity, second.identity)
+    refused = other_work(first.identity, second.identity, mix)
     if refused:
-        raise UserError(f"runs {names[0]} and {names[1]} cannot be compared: {'; '.join(map(str, refused))}")
+        raise UserError(
+            f"runs {names[0]} and {names[1]} cannot be compared: {'; '.join(map(str, refused))}{_flag(refused)}"
+        )
     found = compare_rows(first.rows, second.rows)
     if not found.checked and found.same:
         raise UserError(f"runs {names[0]} and {names[1]} share no example that succeeded in the same arm")
     pair = first.identity["pair"]["name"]
     print(f"A {names[0]}, B {names[1]}: {first.task}, pair {pair}, temperature {first.temperature:g}")
     settings = [f"  {one}" for one in circumstances(first.identity, second.identity)]
-    print("\n".join([*few(settings, SETTINGS), "", table(found, counts_only), "", *notes(found), verdict(found)]))
+    told = [] if counts_only else [*notices("A", first), *notices("B", second)]
+    parts = [*few(settings, SETTINGS), "", table(found, counts_only), "", *told, *notes(found), verdict(found)]
+    print("\n".join(parts))
     return found.same
+
+
+def _flag(refused: Sequence[Difference]) -> str:
+    """How to compare them nevertheless."""
+    parts = dict.fromkeys(one.key.partition(".")[0] for one in refused)
+    return f"; accepted: runs of the same work, or --mix {','.join(parts)}"
+
+
+def notices(side: str, run: StoredRun) -> list[str]:
+    """What its own tables say of a run: what disturbed its timings, for one."""
+    return few([f"note on {side}: {one}" for one in run.notices], FEW)
 
 
 def table(found: Comparison, counts_only: bool) -> str:
@@ -151,11 +180,15 @@ def main() -> None:
     parser.add_argument("runs", nargs=2, metavar="RUN", help="a run id, or the path of a run's folder")
     parser.add_argument("--results", help="the results folder (default: $VIASD_RESULTS, else results/ of the clone)")
     parser.add_argument("--counts-only", action="store_true", help="leave out speed, quality and fidelity")
+    parser.add_argument(
+        "--mix", action="append", default=[], metavar="KEY,KEY", help=f"let the work differ in {', '.join(WORK)}"
+    )
     options = parser.parse_args()
     same: list[bool] = []
 
     def job() -> None:
-        same.append(compare_runs(options.runs, results_folder(options.results), options.counts_only))
+        mix = parse_mix(options.mix, WORK)
+        same.append(compare_runs(options.runs, results_folder(options.results), options.counts_only, mix))
 
     run_command(job, interrupted="interrupted")
     sys.exit(0 if all(same) else 1)

@@ -144,6 +144,10 @@ def first_token_seconds(row: Row) -> float:
     return _mean(row.first_token_seconds)
 
 
+def joules(row: Row) -> float:
+    return _mean(row.joules)
+
+
 def accepted(row: Row) -> float:
     return row.judged - row.rejected
 
@@ -266,6 +270,18 @@ def speed_over_predicted(arm: Arm) -> Statistic | None:
     """Measured tokens per second over predicted ones."""
     predicted = predicted_tokens_per_second(arm)
     return None if predicted is None else tokens_per_second(arm) / predicted
+
+
+def energy_per_token(arm: Arm) -> Statistic | None:
+    """Joules per committed token, prefill included. None where a row has none: a machine without energy counters."""
+    rows = arm.timed.rows
+    return arm.timed.ratio(joules, tokens) if rows and all(row.joules for row in rows) else None
+
+
+def energy_ratio(arm: Arm) -> Statistic | None:
+    """`energy_per_token` over vanilla's, on the same (resampled) prompts."""
+    own, base = energy_per_token(arm), None if arm.vanilla is None else energy_per_token(arm.vanilla)
+    return None if own is None or base is None else own / base
 
 
 def request_speedup(arm: Arm) -> Statistic | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import dataclass, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from hydra import compose
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.utils import get_object, instantiate
@@ -17,7 +20,7 @@ from pydantic import Field, TypeAdapter
 from experiments.entry import results_folder as results_folder  # commands find it here, too
 from experiments.errors import UserError, config_folders, near
 from experiments.prompting import speaks_chat
-from experiments.tasks.base import Task
+from experiments.tasks.base import Split, Task
 from experiments.tracking import Tracking
 from viasd.method import MethodSpec
 from viasd.models import Pair
@@ -26,6 +29,14 @@ from viasd.spec import spec
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TARGET_PREFIXES = ("viasd.", "baselines.", "experiments.")
+
+
+def share(part: float, of: float) -> float:
+    """A share of a number, with four digits and never more than the number: `${share:0.5,${KEY}}` in a value."""
+    return min(of, float(f"{part * of:.4g}"))
+
+
+OmegaConf.register_new_resolver("share", share, replace=True)
 
 
 @spec
@@ -53,8 +64,10 @@ class Settings:
     quality_limit: Annotated[int, Field(ge=1)] | None
     repeats: Annotated[int, Field(ge=1, le=100)]
     seed: Annotated[int, Field(ge=0)]
+    split: Split
     max_errors: Annotated[int, Field(ge=0)]
-    table: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None
+    timing: bool = True
+    table_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None
     results_dir: str | None
     debug: bool
 
@@ -176,7 +189,7 @@ def _choose_part(method: DictConfig, key: str, name: str) -> bool:
         return False
     if name not in options:
         raise UserError(f"{key}={name}: not found{near(name, options)}")
-    chosen = compose(config_name=f"method/{key}/{name}")
+    chosen = _composed(f"method/{key}/{name}")
     OmegaConf.update(method, path, OmegaConf.select(chosen, f"method.{path}"), merge=False)
     return True
 
@@ -192,4 +205,14 @@ def compose_method(name: str) -> MethodSpec:
 
 
 def _compose_method(name: str) -> DictConfig:
-    return compose(config_name="config", overrides=[f"method={name}"])["method"]
+    return _composed("config", f"method={name}")["method"]
+
+
+def _composed(config_name: str, *overrides: str) -> DictConfig:
+    """A composition, made once by each of Hydra's loaders: the arms of many jobs name the same parts."""
+    return copy.deepcopy(_compose_once(GlobalHydra.instance().config_loader(), config_name, overrides))
+
+
+@lru_cache(maxsize=512)
+def _compose_once(loader: ConfigLoader, config_name: str, overrides: tuple[str, ...]) -> DictConfig:
+    return compose(config_name=config_name, overrides=list(overrides))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import zip_longest
 from typing import Any
@@ -18,13 +18,13 @@ from experiments.comparison import (
     loss_tokens,
     quality,
 )
-from experiments.records import Row
+from experiments.records import Row, is_reading
 from experiments.statistics import Estimate, Resamples
 
 ABSENT = "absent"  # stands for what one side has not
 IDS = "token_ids"
 COLUMNS = {one.name: str(one.type) for one in fields(Row) if one.name not in ("example_id", "arm", "error")}
-COMPARED = [name for name in COLUMNS if name != IDS and not name.endswith("_seconds")]
+COMPARED = [name for name in COLUMNS if name != IDS and not is_reading(name)]
 COUNTS = [name for name in COMPARED if COLUMNS[name].startswith(("int", "list[int]", "dict"))]
 WORK = ("task", "pair", "sampling")  # parts of a run's identity that must agree
 
@@ -131,13 +131,15 @@ def flatten(value: Any, key: str = "") -> dict[str, Any]:
     return {name: leaf for part, inner in items for name, leaf in flatten(inner, f"{key}.{part}".lstrip(".")).items()}
 
 
-def other_work(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
+def other_work(a: Mapping[str, Any], b: Mapping[str, Any], mix: Collection[str] = ()) -> list[Difference]:
     """What makes two runs, by their identities, different work: their rows cannot be the same.
 
-    A setting that only one of them knows, or the place of a class, is what a refactor may change.
+    A setting that only one of them knows, or the place of a class, is what a refactor may change. `mix` names parts
+    that may differ, as the pair where another draft model must not change what a lossless arm writes.
     """
-    known = {part: [name for name in a[part] if name in b[part] and name != "_target_"] for part in WORK}
-    left, right = ({part: {name: side[part][name] for name in known[part]} for part in WORK} for side in (a, b))
+    parts = [part for part in WORK if part not in mix]
+    known = {part: [name for name in a[part] if name in b[part] and name != "_target_"] for part in parts}
+    left, right = ({part: {name: side[part][name] for name in known[part]} for part in parts} for side in (a, b))
     return unequal(left, right)
 
 

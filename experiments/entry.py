@@ -55,6 +55,7 @@ def run_command(job: Callable[[], Any], interrupted: str | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a hub out of reach is told once, in our line
     try:
         with redirect_stderr(_OwnLinesOnly(sys.stderr)):  # type: ignore[type-var]
             job()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,8 @@ from viasd.models import PairError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 NULL_GROUP = "Config group override must be"  # Hydra's words for task=null
+CONFIG_DIRS = "VIASD_CONFIG_DIRS"  # for the jobs of a sweep, whose processes have another command line
+EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # of launchers
 USER_MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
 _TOLD: list[BaseException] = []
 
@@ -33,6 +36,7 @@ def config_folders() -> list[Path]:
     """Where yamls are looked for: conf/, and the folder that --config-dir adds on the command line."""
     typed = [part for argument in sys.argv[1:] for part in argument.split("=", 1)]
     own = [after for flag, after in pairwise(typed) if flag in ("--config-dir", "-cd")]
+    own = own or [folder for folder in os.environ.get(CONFIG_DIRS, "").split(os.pathsep) if folder]
     return [CONF, *(Path(folder).absolute() for folder in own)]
 
 
@@ -114,10 +118,14 @@ def _is_key(part: object) -> bool:
 
 def _missing(error: MissingConfigException) -> str:
     text = str(error)
-    wanted = re.search(r"Could not find '([^']+)'", text) or re.search(r"Cannot find primary config '([^']+)'", text)
+    wanted = re.search(r"Could not find '([^']+)'", text) or re.search(
+        r"(?:Cannot find primary config|Could not load) '([^']+)'", text
+    )
     if wanted is None:
         return _flat(text)
     group, _, name = wanted[1].rpartition("/")
+    if group == "hydra/launcher" and name in EXTRAS:
+        return f"hydra/launcher: the plugin {name} is not installed; to install it: pip install -e '.[{EXTRAS[name]}]'"
     advice = near(name, (path.stem for folder in config_folders() for path in (folder / group).glob("*.yaml")))
     if group == "method":
         advice += " (controls such as slim_only are arms: arms=[vanilla,sd,method,slim_only])"

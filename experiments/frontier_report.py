@@ -25,8 +25,8 @@ from experiments.frontier import (
     speedup_over_slim_coin,
     verdict,
 )
-from experiments.report import markdown_table
 from experiments.statistics import Statistic, detectable_difference, detectable_ratio, mean
+from experiments.text_tables import markdown_table
 
 Settings = Mapping[str, Sequence[str]]  # a method's name -> the arms that are its settings
 ABSENT = "-"

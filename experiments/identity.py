@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from baselines.eagle.checkpoints import ACCEPTED
 from baselines.eagle.files import find_folder
+from experiments.conditions.reading import read_conditions
 from experiments.config import CHECKOUT
 from experiments.errors import config_folders
 from experiments.tasks.base import Example
@@ -28,6 +30,8 @@ from viasd.models import Pair, PairError
 MEASURING = (
     "arms.py",
     "beforehand.py",
+    "conditions/meter.py",
+    "conversations.py",
     "costs.py",
     "fidelity.py",
     "loading.py",
@@ -42,6 +46,7 @@ MEASURING = (
     "turns.py",
 )
 TRAINING_FILES = ("training.json", "ablation.json")  # beside weights: seconds, load, what was measured
+LARGE = 2**28  # bytes of a file whose hash is worth keeping
 LIBRARIES = ("torch", "transformers", "tokenizers", "rouge-score", "sacrebleu")  # models and scorers
 
 
@@ -68,7 +73,32 @@ def sources_hash(files: Iterable[Path]) -> str:
 
 @cache
 def file_hash(path: Path) -> str:
-    """Hash of a file's bytes."""
+    """Hash of a file's bytes. That of a large one is kept with its size and time of change, and read where they hold.
+
+    Weights of a hub model take minutes to read, and a run that is stored already should not wait for them.
+    """
+    state = path.stat()
+    if state.st_size < LARGE:
+        return _read_hash(path)
+    asked = [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino]
+    place = cache_folder() / "hashes" / f"{digest(asked)}.txt"
+    with suppress(OSError):
+        return place.read_text(encoding="utf-8")
+    found = _read_hash(path)
+    with suppress(OSError):  # it is read again the next time
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = place.with_suffix(f".{os.getpid()}")
+        beside.write_text(found, encoding="utf-8")
+        beside.replace(place)
+    return found
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept for a user of this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "viasd"
+
+
+def _read_hash(path: Path) -> str:
     state = hashlib.blake2b(digest_size=8)
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -133,7 +163,12 @@ def head_hash(pair: Pair, name: str) -> str:
 
 def examples_hash(examples: Iterable[Example]) -> str:
     """Hash of a task's full ordered examples."""
-    return digest([[example.example_id, example.prompt, example.reference, example.metadata] for example in examples])
+    return digest(
+        [
+            [one.example_id, one.prompt, one.reference, one.metadata, *([one.follows] if one.follows else [])]
+            for one in examples
+        ]
+    )
 
 
 def device_name(device: torch.device) -> str:
@@ -171,7 +206,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device_name(device),
         "cores": os.cpu_count(),
-        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "conditions": {"before": read_conditions(device)},
         "versions": versions((*LIBRARIES, "hydra-core", "numpy", "datasets", "pydantic")),
     }
     if device.type == "cuda":

@@ -71,6 +71,7 @@ GROUPS: dict[str, Callable[[], list[Entry]]] = {
     "tasks": lambda: yamls("task"),
     "decodes": lambda: yamls("decode"),
     "experiments": lambda: yamls("experiment"),
+    "published": lambda: yamls("table"),
     "tables": lambda: tables(results_folder(None)),
     "metrics": metrics,
     "arms": arms,

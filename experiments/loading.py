@@ -6,10 +6,12 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from experiments import identity
 from experiments.config import TARGET_PREFIXES, Job
+from experiments.launching.kept import KEEPER
 from experiments.stopping import StopStrings
 from viasd.decode import Decode
 from viasd.engine import Engine
@@ -45,7 +47,8 @@ def load_engine(job: Job, roles: Iterable[str], longest: int, nodes: int = 0) ->
         library.disable_progress_bar()
     models = sorted({"target", *roles} - set(job.pair.heads))
     engine, slots = job.engine, longest + job.task.max_new_tokens + nodes
-    return Engine.load(job.pair, models, engine.device, engine.dtype, slots, engine.mode)
+    load = partial(KEEPER.load, mode=engine.mode)
+    return Engine.load(job.pair, models, engine.device, engine.dtype, slots, engine.mode, load)
 
 
 def load_for(job: Job, methods: Iterable[MethodSpec], longest: int, loaded: Engine | None = None) -> Engine:

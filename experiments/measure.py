@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from experiments.conditions.meter import open_meter
 from experiments.fidelity import measure_fidelity
 from experiments.records import Call, Row, count_rounds, trace_round
 from experiments.stopping import cut_at
@@ -29,12 +30,17 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prompt:
-    """An example with its prompt's ids and its place in the run's order."""
+    """An example with its prompt's ids and its place in the run's order.
+
+    Of a later turn of a conversation the ids are its own until it is completed (experiments.conversations); `history`:
+    tokens that may then stand before them at the most.
+    """
 
     index: int
     example: Example
     ids: list[int]
     truncated: int = 0  # tokens cut off at the left, because the models read no more
+    history: int = 0
 
 
 class CallPrices(Protocol):
@@ -156,6 +162,7 @@ class Bench:
     ) -> None:
         self.engine, self.arms, self.task, self.tokenizer = engine, dict(arms), task, tokenizer
         self.decode, self.seed, self.repeats, self.costs, self.turns = decode, seed, repeats, costs, turns
+        self.meter = open_meter(engine.device)
         self._scores: dict[tuple[str, str], dict[str, float]] = {}
         # What an arm knew before the example at an index. At first: what it knows when it was just opened.
         self._memory = {(name, 0): snapshot(decoder) for name, decoder in arms.items()}
@@ -175,19 +182,34 @@ class Bench:
         gc.collect()
         gc.freeze()  # what lives by now stays: a later collection need not look at it (0.15 s each)
 
-    def measure(self, prompt: Prompt, timed: bool) -> list[Row]:
-        """One row per arm. Timed: arms back to back in an order that rotates with the example and the repeat."""
-        rows = {
+    def refuse(self, prompt: Prompt, reason: Exception) -> list[Row]:
+        """An error row per arm for a prompt that cannot be asked."""
+
+        def fail(_: Row) -> None:
+            raise reason
+
+        rows = self._rows(prompt)
+        for row in rows.values():
+            self._guard(row, fail)
+        return list(rows.values())
+
+    def _rows(self, prompt: Prompt) -> dict[str, Row]:
+        """An empty row for each arm."""
+        return {
             name: Row(
                 example_id=prompt.example.example_id,
                 arm=name,
                 index=prompt.index,
                 prompt_tokens=len(prompt.ids),
                 truncated=prompt.truncated,
+                turn=prompt.example.metadata.get("turn", 0),
             )
             for name in self.arms
         }
-        names = list(self.arms)
+
+    def measure(self, prompt: Prompt, timed: bool) -> list[Row]:
+        """One row per arm. Timed: arms back to back in an order that rotates with the example and the repeat."""
+        rows, names = self._rows(prompt), list(self.arms)
         if timed:
             with collection_off():
                 if self.turns is not None:
@@ -225,7 +247,7 @@ class Bench:
             self.arms[row.arm].restore(copy.deepcopy(known))
             step(row)
         except Exception as error:
-            told = ("example_id", "arm", "index", "prompt_tokens", "truncated")
+            told = ("example_id", "arm", "index", "prompt_tokens", "truncated", "turn")
             fresh = Row(**{name: getattr(row, name) for name in told})
             row.__dict__.update(fresh.__dict__)
             row.error, row.memory = describe_error(error), known
@@ -234,11 +256,15 @@ class Bench:
 
     def _time(self, row: Row, prompt: Prompt) -> None:
         draws = SeededDraws(self.seed, prompt.example.example_id, self.engine.device)
+        before = self.meter.read()
         with Stopwatch(self.engine.device) as watch:
             generation = self.arms[row.arm].generate(prompt.ids, self.decode, draws, watch=watch)
+        after = self.meter.read()
         row.decode_seconds.append(watch.end - watch.prefilled)
         row.prefill_seconds.append(watch.prefilled - watch.start)
         row.first_token_seconds.append(watch.first - watch.start)
+        row.waited_seconds += self.meter.waited_seconds(before, after)
+        row.joules += self.meter.joules(before, after)
         count_rounds(row, generation)
 
     def _profile(self, row: Row, prompt: Prompt) -> None:

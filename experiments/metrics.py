@@ -16,6 +16,8 @@ from experiments.comparison import (
     accepted,
     compare,
     device_shares,
+    energy_per_token,
+    energy_ratio,
     escalation_rates,
     fidelity,
     first_token_seconds,
@@ -260,6 +262,12 @@ METRICS: tuple[Metric, ...] = (
         "memory_ratio", "ratio", "lower", 3, "Peak memory over vanilla's.",
         lambda arm: arm.static.get("memory_ratio"),
     ),
+    Metric(
+        "energy_per_token", "J/token", "lower", 3,
+        "Joules of the timed passes over committed tokens, prefill included: of the whole processor package and GPU.",
+        energy_per_token,
+    ),
+    Metric("energy_ratio", "ratio", "lower", 3, "energy_per_token over vanilla's, on the same prompts.", energy_ratio),
     Metric("new_tokens", "tokens", None, 1, "Mean tokens per answer.", lambda arm: arm.detail.ratio(tokens, one)),
     Metric(
         "length_limited", "share", "lower", 3, "Answers that ended at the length limit.",

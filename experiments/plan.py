@@ -13,6 +13,7 @@ from experiments import identity
 from experiments.arms import Context, Shares, check_roles, check_sampling, derive
 from experiments.beforehand import Beforehand
 from experiments.config import Job
+from experiments.conversations import ANSWERER, Conversations, history_bound
 from experiments.errors import UserError
 from experiments.loading import describe, load_for
 from experiments.measure import Prompt
@@ -42,10 +43,16 @@ class Plan:
     engine: Engine | None
     notices: list[str]
     longest: int  # tokens of the task's longest prompt
+    measured: bool = False  # whether anything was missing
 
     @property
     def example_ids(self) -> list[str]:
         return [prompt.example.example_id for prompt in self.prompts]
+
+    def open_conversations(self) -> Conversations:
+        """What completes the prompts of later turns."""
+        job, examples = self.job, [prompt.example for prompt in self.prompts]
+        return Conversations(job.pair, job.task, self.tokenizer, prompt_room(job)[0], examples)
 
     def open_engine(self) -> Engine:
         """The models that the arms run: those loaded while planning, if they suffice."""
@@ -62,11 +69,13 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
     method, notice = resolve_method(job.method, job.pair)
     who = surroundings(job)
     torch.set_num_threads(who["threads"])
-    source = job.task.examples("test")
+    source = read_examples(job)
     tokenizer = open_tokenizer(job.pair, [one.prompt for one in source], who, job.settings.results, may_measure)
     everything, skipped = read_prompts(job, source, tokenizer)
     prompts = everything[: job.settings.detail_limit]
-    longest = max(len(prompt.ids) for prompt in everything)  # of the whole task, so that memory does not follow limit
+    longest = max(
+        len(prompt.ids) + prompt.history for prompt in everything
+    )  # of the whole task, so that memory does not follow limit
     before = Beforehand(job, tokenizer, longest, who, may_measure)
     told = {notice}
 
@@ -80,8 +89,13 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
 
     arms, notices = derive(job.settings.arms, Context(method, job.composed["method"], job.pair, shares, resolve))
     check_sampling(arms, job.sampling)
+    check_answerer(job.task, everything, arms)
     notices += [*sorted(text for text in told if text), *pair_notices(job.pair), *job.task.notices()]
+    if job.settings.split != "test":
+        notices.append(f"prompts of split {job.settings.split}: good for choosing settings, not for claims")
     notices += size_notices(job, len(source), everything, skipped)
+    if later := sum(prompt.example.follows is not None for prompt in prompts):
+        notices.append(f"task {job.task.name}: {later} later turns are asked with {ANSWERER}'s answers before them")
     content: dict[str, Any] = {
         "arms": {name: describe(arm) for name, arm in arms.items()},
         "order": list(arms),
@@ -99,8 +113,22 @@ def settle(job: Job, may_measure: bool = True) -> Plan:
     if heads := sorted({name for arm in arms.values() for name in arm.roles} & set(job.pair.heads)):
         content["heads"] = {name: identity.head_hash(job.pair, name) for name in heads}
     folder = RunFolder(job.settings.results, identity.digest(content))
-    timed = min(job.settings.limit, len(prompts))
+    timed = min(job.settings.limit, len(prompts)) if job.settings.timing else 0
     return Plan(job, method, arms, prompts, timed, folder, content, tokenizer, before.engine, notices, longest)
+
+
+def read_examples(job: Job) -> list[Example]:
+    """The examples of the run's split in the task's order: all that are held out, of the others as many as it asks for.
+
+    Raises UserError where the task has not so many.
+    """
+    split = job.settings.split
+    try:
+        return job.task.examples(split, job.settings.detail_limit if split == "train" else None)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"split={split}: task {job.task.name}: {error}") from error
 
 
 def describe_task(task: Task, examples: Sequence[Example]) -> dict[str, Any]:
@@ -146,48 +174,79 @@ def pair_notices(pair: Pair) -> list[str]:
 
 def size_notices(job: Job, source: int, prompts: Sequence[Prompt], skipped: int) -> list[str]:
     """What a reader of the table must know about the number of examples, and about those that were cut."""
-    notices, name, usable = [], job.task.name, len(prompts)
+    notices, name, usable, split = [], job.task.name, len(prompts), job.settings.split
     if cut := sum(prompt.truncated > 0 for prompt in prompts):
-        notices.append(f"task {name}: {cut} of {source} test prompts are too long and lost their oldest text")
+        notices.append(f"task {name}: {cut} of {source} {split} prompts are too long and lost their oldest text")
     if skipped:
-        notices.append(f"task {name}: {skipped} of {source} test prompts are too long and were skipped")
+        notices.append(f"task {name}: {skipped} of {source} {split} prompts are too long and were skipped")
     if usable < job.settings.detail_limit:
-        notices.append(f"task {name} has {usable} test examples: limit={job.settings.detail_limit} takes all")
+        notices.append(f"task {name} has {usable} {split} examples: limit={job.settings.detail_limit} takes all")
     return notices
+
+
+def check_answerer(task: Task, prompts: Iterable[Prompt], arms: Iterable[str]) -> None:
+    """Raises UserError for conversations without the arm whose answers they go on from."""
+    if ANSWERER not in arms and any(prompt.example.follows is not None for prompt in prompts):
+        raise UserError(
+            f"arms={', '.join(arms)}: later turns of task {task.name} hold the answers of {ANSWERER}; accepted: arms "
+            f"with {ANSWERER}, or task.turns=1"
+        )
+
+
+def prompt_room(job: Job) -> tuple[int, str]:
+    """Tokens that a prompt may have beside the longest output, and the role of the model that says so."""
+    contexts = {role: context_length(job.pair.path(role)) for role in job.pair.models}
+    role = min(contexts, key=lambda name: contexts[name])
+    return contexts[role] - job.task.max_new_tokens, role
 
 
 def read_prompts(job: Job, source: Sequence[Example], tokenizer: Any) -> tuple[list[Prompt], int]:
     """The task's prompts in its order, and how many were skipped; `task.too_long` rules on those that do not fit.
 
     A prompt and the longest output must fit the shortest context of the pair's models. What is cut off is the oldest
-    text; a begin mark stays, and of a chat all that its template adds to the user's message.
+    text; a begin mark stays, and of a chat all that its template adds to the user's message. Of a later turn it is the
+    longest history possible that counts, so that nothing but the task decides what is skipped.
 
     Raises:
         UserError: a prompt is too long and is neither to be cut nor skipped, or none is left.
     """
-    contexts = {role: context_length(job.pair.path(role)) for role in job.pair.models}
-    role = min(contexts, key=lambda name: contexts[name])
-    room = contexts[role] - job.task.max_new_tokens
+    room, role = prompt_room(job)
     prompts: list[Prompt] = []
+    turns: dict[str, list[int]] = {}  # tokens of each turn so far, by the last one
     too_long = 0
     for example in source:
         ids = tokenizer(example.prompt).input_ids
-        excess = len(ids) - room
-        if excess > 0 and (job.task.too_long == "error" or room < 2):
-            raise UserError(
-                f"task.max_new_tokens={job.task.max_new_tokens}: a prompt has {len(ids)} tokens, the {role} model of "
-                f"pair {job.pair.name} reads {contexts[role]}; accepted: at most {max(0, contexts[role] - len(ids))}, "
-                "or task.too_long=truncate_left or skip"
-            )
-        if excess > 0:
+        earlier = turns.get(example.follows or "", [])
+        turns[example.example_id] = [*earlier, len(ids)]
+        length = len(ids) + history_bound(earlier, job.task.max_new_tokens)
+        if length > room and (job.task.too_long == "error" or room < 2):
+            raise _too_long(job, length, room, role, example)
+        if length > room and job.task.too_long == "skip":
             too_long += 1
-            if job.task.too_long == "skip":
-                continue
+            continue
+        excess = max(0, len(ids) - room)
+        if excess:
             ids = cut_left(job.pair, tokenizer, example.prompt, ids, room)
-        prompts.append(Prompt(len(prompts), example, ids, truncated=max(0, excess)))
+        prompts.append(Prompt(len(prompts), example, ids, excess, history=min(length, room) - min(len(ids), room)))
     if not prompts:
         raise UserError(
             f"task.too_long=skip: all {too_long} prompts of task {job.task.name} have more than the {room} tokens that "
             f"max_new_tokens={job.task.max_new_tokens} leaves; accepted: truncate_left, or a smaller max_new_tokens"
         )
-    return prompts, too_long if job.task.too_long == "skip" else 0
+    return prompts, too_long
+
+
+def _too_long(job: Job, length: int, room: int, role: str, example: Example) -> UserError:
+    """What to do about a prompt that leaves no room for an answer."""
+    answer, context = job.task.max_new_tokens, room + job.task.max_new_tokens
+    later = example.follows is not None
+    told = (
+        f"a later turn may have {length} tokens with what is said before it"
+        if later
+        else f"a prompt has {length} tokens"
+    )
+    fits = "a smaller number" if later else f"at most {max(0, context - length)}"
+    return UserError(
+        f"task.max_new_tokens={answer}: {told}, the {role} model of pair {job.pair.name} reads {context}; accepted: "
+        f"{fits}, or task.too_long=truncate_left or skip"
+    )

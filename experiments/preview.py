@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import numpy as np
 
 from experiments.beforehand import NotMeasured
 from experiments.config import Job
+from experiments.errors import UserError
 from experiments.plan import Plan, settle
 from experiments.records import Row
-from experiments.report import ABSENT, text_table
 from experiments.run import missing_prompts
 from experiments.store import RunFolder
+from experiments.text_tables import ABSENT, text_table
 
 SAME = ("pair", "device", "dtype", "threads", "mode")  # runs that tell how long this one will take
 RUNS_READ = 20  # of them, the newest
@@ -75,11 +77,12 @@ def seconds_by_arm(runs: Path, identity: dict[str, Any]) -> dict[str, float]:
     newest = sorted(runs.glob("*/run.json"), key=lambda path: -path.stat().st_mtime)[:RUNS_READ]
     for path in newest:
         folder = RunFolder(runs.parent, path.parent.name)
-        stored = (folder.read_run() or {}).get("identity", {})
-        if all(stored.get(key) == identity[key] for key in SAME):
-            for row in folder.read_rows():
-                if row.decode_seconds:
-                    found[row.arm].append(request_seconds(row))
+        with suppress(UserError):  # a run of a newer version tells nothing here
+            stored = (folder.read_run() or {}).get("identity", {})
+            if all(stored.get(key) == identity[key] for key in SAME):
+                for row in folder.read_rows():
+                    if row.decode_seconds:
+                        found[row.arm].append(request_seconds(row))
     return {arm: float(np.mean(seconds)) for arm, seconds in found.items()}
 
 

@@ -7,20 +7,26 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from viasd.decode import Adaptive, Generation, Round
-from viasd.routing import REGIONS
+if TYPE_CHECKING:  # stored rows are read, listed and searched without torch
+    from viasd.decode import Adaptive, Generation, Round
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # of run.json and rows.jsonl; experiments.stored.schema reads the older ones
 Call = tuple[str, int]  # reader's role, tokens fed
+PER_REPEAT = ("decode_seconds", "prefill_seconds", "first_token_seconds", "waited_seconds", "joules")
+
+
+def is_reading(column: str) -> bool:
+    """Whether a column of a row is read off a clock or a counter: the same work has other values in it every time."""
+    return column.endswith("_seconds") or column in PER_REPEAT or column == "measured_at"
 
 
 @dataclass
 class Row:
-    """One example decoded by one arm. Counts follow DESIGN section 2; seconds are lists, one per repeat.
+    """One example decoded by one arm. Counts follow DESIGN section 2; a timed pass gives lists, one entry per repeat.
 
-    An untimed row (quality and fidelity only) has empty second lists; an error row has nothing but its error.
+    An untimed row (quality and fidelity only) has empty ones; an error row has nothing but its error.
     """
 
     example_id: str
@@ -33,6 +39,7 @@ class Row:
     finish_reason: str | None = None
     prompt_tokens: int = 0
     truncated: int = 0  # tokens cut off at the left of the prompt
+    turn: int = 0  # of a conversation
     level: int | None = None  # difficulty of the example, where its task has levels
     quality: float | None = None
     scores: dict[str, float] = field(default_factory=dict)  # by each scorer of the task; quality is one of them
@@ -42,6 +49,8 @@ class Row:
     first_token_seconds: list[float] = field(
         default_factory=list
     )  # prompt given to first committed tokens, prefill included
+    waited_seconds: list[float] = field(default_factory=list)  # runnable without a core; empty where nobody tells
+    joules: list[float] = field(default_factory=list)  # prefill included; empty where there is no counter
     unclocked: int = 0  # leading tokens that were output before decode_seconds began (loops of a library)
     memory: dict[str, Any] = field(default_factory=dict)  # what the arm remembers after this example (`memory: run`)
     # counts
@@ -82,19 +91,17 @@ class Row:
     first_divergence: int | None = None  # first committed token that is not the target's argmax (temperature 0)
     divergence_margin: float | None = None  # log-probability margin of the target's top two there
     tie_flips: int = 0  # divergences with a margin within the dtype's tie tolerance
+    measured_at: str | None = None  # UTC in ISO format, to the second; None in rows of schema 1
 
     def to_json(self) -> str:
         """One line of rows.jsonl."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, separators=(",", ":"))
 
-    @classmethod
-    def from_json(cls, line: str) -> Row:
-        content: dict[str, Any] = json.loads(line)
-        return cls(**content)
-
 
 def count_rounds(row: Row, generation: Generation) -> None:
     """Fill a row's counts from the rounds of its generation."""
+    from viasd.routing import REGIONS
+
     rounds = generation.rounds
     row.token_ids = list(generation.token_ids)
     row.new_tokens = len(generation.token_ids)

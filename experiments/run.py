@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import closing, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -14,9 +15,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.entry import CONFIG_DIR, log_nowhere, log_to, run_command
-from experiments.errors import RunFailed, UserError, one_line, tell
+from experiments.errors import RunFailed, UserError
+from experiments.launching.report import sweep_told
 
 if TYPE_CHECKING:
+    from experiments.launching.neighbors import Neighbors
+    from experiments.launching.place import Place
     from experiments.measure import Prompt
     from experiments.metrics import Summary
     from experiments.plan import Plan
@@ -26,33 +30,38 @@ if TYPE_CHECKING:
 
 WARM_UP_PROMPTS = 3  # calibration prompts; on the first one every arm is warmed up, on all its loop is watched
 PREVIEWS: list[Preview] = []  # the jobs of this process, where they are only planned
-FINISHED: list[Plan] = []  # the runs of this process, for what is said of all of them at the end
 
 
 def run_job(config: DictConfig) -> Plan:
     """One run, from configuration to summary. A complete run is only shown again; failed examples are tried again."""
     from experiments.config import build
-    from experiments.logged import LIVE_NOTICE
+    from experiments.launching.neighbors import Neighbors
+    from experiments.launching.place import open_place
+    from experiments.logged.facts import LIVE_NOTICE
     from experiments.plan import settle
-    from experiments.store import Busy
+    from experiments.stored.living import Busy
+    from experiments.tracking import check_sweep
 
     log_nowhere()  # until it is known which run this is
     job = build(config)
-    plan = settle(job)
-    stored = (plan.folder.read_run() or {}).get("notices", [])
-    plan.notices += [notice for notice in stored if notice == LIVE_NOTICE]  # it is said of rows that are still there
-    print_header(plan)
-    with closing(job.tracking.open(plan.folder)) as tracker:
-        if missing_prompts(plan):
-            with plan.folder.measuring():
-                _measure(plan, missing_prompts(plan), tracker)  # read again: another process may have been at it
-                finish(plan, show(plan), tracker)
-        else:
-            print("Everything asked for is stored; nothing was measured again.")
-            summary = show(plan)
-            with suppress(Busy), plan.folder.measuring():  # another process may measure more of this run
-                finish(plan, summary, tracker)
-    plan.engine = None  # a sweep keeps the plans
+    check_sweep(job.settings.split, HydraConfig.get().mode == RunMode.MULTIRUN)
+    with open_place(job) as place:
+        plan = settle(job)
+        stored = plan.folder.read_run() or {}
+        plan.notices += [one for one in stored.get("notices", []) if one == LIVE_NOTICE]  # its rows are still there
+        plan.notices += Neighbors.read(stored).notice(plan.timed)
+        print_header(plan)
+        with closing(job.tracking.open(plan.folder)) as tracker:
+            if missing_prompts(plan):
+                with plan.folder.measuring(), place.timing(plan, missing_prompts(plan)):
+                    _measure(plan, missing_prompts(plan), tracker, place)  # read again: another may have been at it
+                    finish(plan, show(plan), tracker)
+            else:
+                print("Everything asked for is stored; nothing was measured again.")
+                summary = show(plan)
+                with suppress(Busy), plan.folder.measuring():  # another process may measure more of this run
+                    finish(plan, summary, tracker)
+    plan.engine = None
     check_errors(plan)
     return plan
 
@@ -65,6 +74,11 @@ def missing_prompts(plan: Plan) -> list[Prompt]:
     rows = {(row.example_id, row.arm): row for row in plan.folder.read_rows()}
     retry = len({row.example_id for row in rows.values() if row.error is not None}) > plan.job.settings.max_errors
     missing = {prompt.index for prompt in plan.prompts if not _has(plan, rows, prompt, retry)}
+    again = {prompt.example.example_id for prompt in plan.prompts if prompt.index in missing}
+    for prompt in plan.prompts:  # later turns were asked with the answers that are measured again
+        if prompt.example.follows in again:
+            again.add(prompt.example.example_id)
+            missing.add(prompt.index)
     for arm in {row.arm for row in rows.values() if row.memory}:
         stored = {row.index for row in rows.values() if row.arm == arm and row.error is None}
         first = min(missing - stored, default=len(plan.prompts))
@@ -79,30 +93,37 @@ def _has(plan: Plan, rows: dict[tuple[str, str], Row], prompt: Prompt, retry: bo
     return all(is_complete(rows.get((prompt.example.example_id, arm)), timed, repeats, retry) for arm in plan.arms)
 
 
-def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker) -> None:
+def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker, place: Place) -> None:
     """Measure the missing examples and store each one's rows as soon as they are complete."""
     from tqdm import tqdm
 
     from experiments import identity
     from experiments.beforehand import CALIBRATED
+    from experiments.conditions.reading import read_conditions
+    from experiments.conversations import NoHistory
     from experiments.costs import calibrate
+    from experiments.launching.jobs import is_worker
+    from experiments.launching.neighbors import Neighbors
     from experiments.loading import decode_settings
     from experiments.measure import Bench, memory, with_readers
+    from experiments.store import utc_now
     from experiments.tasks.code_judge import confinement
     from experiments.turns import Turns
 
-    job = plan.job
+    job, plan.measured = plan.job, True
     log_to(plan.folder.log_path)
     engine = plan.open_engine()
     decoders = {name: arm.open(engine) for name, arm in plan.arms.items()}
     ours = with_readers(decoders)
-    costs = calibrate(engine, ours, {key: plan.identity[key] for key in CALIBRATED}, job.settings.results)
-    decode, turns = decode_settings(job, plan.tokenizer), Turns(engine, costs, job.settings.seed)
+    who, decode = {key: plan.identity[key] for key in CALIBRATED}, decode_settings(job, plan.tokenizer)
+    costs = calibrate(engine, ours, who, job.settings.results) if plan.timed else None
+    turns = Turns(engine, costs, job.settings.seed) if costs else None
     bench = Bench(
         engine, decoders, job.task, plan.tokenizer, decode, job.settings.seed, job.settings.repeats, costs, turns
     )
     before = plan.folder.read_run() or {}
-    here = {**identity.provenance(engine.device), **confinement(job.task)}
+    neighbors = Neighbors.read(before)
+    here = {"started": utc_now(), **identity.provenance(engine.device), **confinement(job.task)}
     record = {
         "config": job.composed,
         "identity": plan.identity,
@@ -110,35 +131,61 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker) -> None:
         "snapshots": identity.snapshots(job.pair),
         "notices": plan.notices,
         "memory": {name: memory(engine, decoder) for name, decoder in ours.items()},
-        "call_costs": costs.cost_id,
+        "call_costs": costs.cost_id if costs else before.get("call_costs"),
+        "loops": before.get("loops", {}),
+        "neighbors": neighbors.plain(),
+        **({"rows": before["rows"]} if "rows" in before else {}),  # what holds of the rows of an earlier end
     }
     plan.folder.write_run({"status": "running", **record})
     try:
         _start_tracking(plan, tracker, record)
         bench.remember(plan.folder.read_rows())
+        conversations = plan.open_conversations()
+        conversations.learn(plan.folder.read_rows())
         texts = [one.prompt for one in job.task.in_seen_wording().examples("calibration", WARM_UP_PROMPTS)]
         warm = [plan.tokenizer(text).input_ids[: engine.slots // 2] for text in texts]
         bench.warm_up(warm[0])
-        turns.watch_loops(ours, warm, decode, job.settings.seed)
-        record["loops"] = {name: asdict(loop) for name, loop in turns.loops.items()}
-        with tqdm(
-            missing, desc=f"{job.method.name} on {job.task.name}", unit="example", leave=False, disable=None
-        ) as bar:
+        if turns:
+            turns.watch_loops(ours, warm, decode, job.settings.seed)
+            record["loops"] = {name: asdict(loop) for name, loop in turns.loops.items()}
+        what, quiet = f"{job.method.name} on {job.task.name}", is_worker() or None  # None: where nobody looks
+        with tqdm(missing, desc=what, unit="example", leave=False, disable=quiet) as bar:
             for prompt in bar:
-                rows = bench.measure(prompt, timed=prompt.index < plan.timed)
+                timed, beside = prompt.index < plan.timed, place.others()
+                try:
+                    rows = bench.measure(conversations.complete(prompt), timed=timed)
+                except NoHistory as error:
+                    rows = bench.refuse(prompt, error)
+                if timed and neighbors.count(prompt.index, max(beside, place.others())):
+                    note_neighbors(plan, neighbors, record)
+                conversations.learn(rows)
+                for row in rows:
+                    row.measured_at = utc_now()
                 plan.folder.append(rows)
                 tracker.log_example(rows)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        here["conditions"]["after"] = read_conditions(engine.device)
         with suppress(UserError):  # a full disk must not hide why the run ended
             plan.folder.write_run({"status": status, **record})
         raise
+    here["conditions"]["after"] = read_conditions(engine.device)
     plan.folder.write_run({"status": "measured", **record})  # done, or failed, is for the rows to say
+
+
+def note_neighbors(plan: Plan, neighbors: Neighbors, record: dict[str, Any]) -> None:
+    """Say in run.json, before the rows are there, which of them were disturbed."""
+    from experiments.launching.neighbors import NOTICE
+
+    record["neighbors"] = neighbors.plain()
+    others = [notice for notice in plan.notices if NOTICE not in notice]
+    plan.notices[:] = others + neighbors.notice(plan.timed)  # the record holds the same list
+    plan.folder.write_run({"status": "running", **record})
 
 
 def _start_tracking(plan: Plan, tracker: Tracker, record: dict[str, Any]) -> None:
     """A tracker that works beside the measurement is told of in run.json before it can disturb anything."""
-    from experiments.logged import LIVE_NOTICE
+    from experiments.logged.facts import LIVE_NOTICE
 
     if tracker.start(plan.folder.read_rows()):
         if LIVE_NOTICE not in plan.notices:
@@ -156,30 +203,31 @@ def stored_rows(plan: Plan) -> list[Row]:
 
 def show(plan: Plan) -> Summary:
     """Summarize the stored rows and print the tables."""
+    from experiments.conditions.disturbed import disturbances
     from experiments.metrics import summarize
-    from experiments.report import full_table, headline_table
     from experiments.tables import static_metrics
+    from experiments.text_tables import full_table, headline_table
 
-    static = static_metrics(plan.folder.read_run() or {})
-    summary = summarize(stored_rows(plan), list(plan.arms), temperature=plan.job.sampling.temperature, static=static)
+    run, rows = plan.folder.read_run() or {}, stored_rows(plan)
+    temperature = plan.job.sampling.temperature
+    summary = summarize(rows, list(plan.arms), temperature=temperature, static=static_metrics(run))
     print(full_table(summary))
     print(headline_table(summary, list(plan.arms)))
-    for notice in plan.notices:
+    for notice in [*plan.notices, *disturbances(plan.job.task.name, rows, run.get("provenance", []))]:
         print(f"note: {notice}")
     print(f"rows: {plan.folder.rows_path}")
     return summary
 
 
 def finish(plan: Plan, summary: Summary, tracker: Tracker) -> None:
-    """Write summary.json, track what was not tracked yet, and say in run.json how the run ended."""
+    """Write summary.json, say in run.json how the run ended, and hand it to the tracker."""
     folder = plan.folder
-    folder.write_summary(summary)
+    folder.write_summary(summary, plan.timed, len(plan.prompts))
     run = folder.read_run() or {}
-    if "tracked" not in run and (place := tracker.log_run(summary, stored_rows(plan))):
-        print(place)
-        if tracker.complete:
-            run["tracked"] = place
-    folder.write_run({**run, "status": "failed" if failed_examples(plan)[1] else "done"})
+    status = "failed" if failed_examples(plan)[1] else "done"
+    folder.write_run({**run, "rows": folder.sealed(run.get("rows")), "status": status})
+    if notice := tracker.log_run(summary, stored_rows(plan)):
+        print(notice)
 
 
 def failed_examples(plan: Plan) -> tuple[list[Row], bool]:
@@ -198,28 +246,6 @@ def check_errors(plan: Plan) -> None:
         )
 
 
-def finish_sweep(plans: list[Plan]) -> None:
-    """The unweighted mean over the tasks of a sweep, and its table where one is asked for."""
-    from experiments.report import headline_table
-    from experiments.store import select
-    from experiments.tables import MEAN, read, summaries, write
-
-    if not plans:
-        return
-    settings = plans[0].job.settings
-    if len({plan.job.task.name for plan in plans}) == len(plans) > 1:
-        runs = [
-            replace(run, rows=select(run.rows, set(plan.example_ids), set(plan.example_ids[: plan.timed])))
-            for plan, run in ((plan, read(plan.folder)) for plan in plans)
-        ]
-        told, arms = summaries(runs)
-        print(f"\n{MEAN}: {', '.join(run.task for run in runs)}")
-        print(headline_table(told[MEAN], arms))
-        if settings.table is not None:
-            for path in write(runs, settings.results / "tables", settings.table):
-                print(f"table: {path}")
-
-
 def print_header(plan: Plan) -> None:
     """One line that says what is compared, where."""
     who = plan.identity
@@ -233,14 +259,19 @@ def print_header(plan: Plan) -> None:
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="config")
 def _main(config: DictConfig) -> str:
+    from experiments.launching.jobs import run_in_sweep
+    from experiments.launching.sweep import current
+
+    sweep = current()
+    return run_logged(config).folder.run_id if sweep is None else run_in_sweep(config, sweep, run_logged)
+
+
+def run_logged(config: DictConfig) -> Plan:
+    """`run_job`; what it raises goes to the run's log with its traceback."""
     try:
-        plan = run_job(config)
-        FINISHED.append(plan)
-        return plan.folder.run_id
-    except Exception as error:
+        return run_job(config)
+    except Exception:
         logging.getLogger("experiments").exception("the run failed")
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep goes on and raises the first of them at its end
-            tell(error, f"{config.task.get('name')}: {one_line(error)}")
         raise
 
 
@@ -253,23 +284,40 @@ def _preview(config: DictConfig) -> str | None:
     return PREVIEWS[-1].run_id
 
 
+def serial(typed: list[str]) -> list[str]:
+    """A command line whose jobs, with the threads that a launcher gives them, are looked at in this process."""
+    kept = [one for one in typed if not one.lstrip("+~").startswith(("hydra/launcher=", "hydra.launcher."))]
+    named = any(one.startswith("hydra/launcher=") and one != "hydra/launcher=basic" for one in typed)
+    return [*kept, "hydra/launcher=serial"] if named else kept
+
+
 def main() -> None:
     """Entry point: `experiments.entry.run_command` says how it exits. `--plan` shows the jobs and measures nothing."""
-    FINISHED.clear()
     PREVIEWS.clear()
     planning = "--plan" in sys.argv[1:]
     if planning:
-        sys.argv.remove("--plan")  # Hydra knows no flags of ours
+        sys.argv[1:] = serial([one for one in sys.argv[1:] if one != "--plan"])  # Hydra knows no flags of ours
 
     def job() -> None:
+        from experiments.launching.report import collect_letters
+        from experiments.logged.post import deliver
+
         if planning:
+            from experiments.launching.sweep import expect
             from experiments.preview import show
 
+            expect(wanted=False)
             _preview()
             print(show(PREVIEWS))
-        else:
-            _main()
-            finish_sweep(FINISHED)
+            return
+        start = monotonic()
+        try:
+            with sweep_told():
+                _main()
+        finally:
+            collect_letters()
+            for line in deliver(monotonic() - start):
+                print(line, flush=True)
 
     run_command(job)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
-
 from experiments.errors import UserError
-from experiments.records import SCHEMA_VERSION, Row
+from experiments.records import PER_REPEAT, SCHEMA_VERSION, Row
+from experiments.stored.living import Claim, claimed
+from experiments.stored.schema import read_row, upgrade_run
 
 
 class Line(Protocol):
@@ -27,8 +29,9 @@ def whole_lines(content: bytes) -> list[str]:
     return [line.decode("utf-8") for line in content.split(b"\n")[:-1]]
 
 
-class Busy(UserError):
-    """Another process measures the run."""
+def utc_now() -> str:
+    """The date and time in ISO format, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class RunFolder:
@@ -40,6 +43,7 @@ class RunFolder:
         self.rows_path = self.path / "rows.jsonl"
         self.summary_path = self.path / "summary.json"
         self.log_path = self.path / "run.log"
+        self._claim: Claim | None = None  # while this process measures the run
 
     def create(self) -> None:
         """Make the folder. Raises UserError where that is not allowed."""
@@ -50,42 +54,61 @@ class RunFolder:
         replace_json(self.path / "run.json", {"schema_version": SCHEMA_VERSION, "run_id": self.run_id, **content})
 
     def read_run(self) -> dict[str, Any] | None:
-        """run.json, or None when there is none."""
-        return read_json(self.path / "run.json")
+        """run.json in the current schema, or None when there is none. Raises UserError for a newer one."""
+        content = read_json(self.path / "run.json")
+        return None if content is None else upgrade_run(content, str(self.path / "run.json"))
 
-    def write_summary(self, arms: dict[str, Any]) -> None:
-        """Write summary.json."""
-        replace_json(self.summary_path, {"run_id": self.run_id, "arms": arms})
+    def write_summary(self, arms: dict[str, Any], timed: int, examples: int) -> None:
+        """Write summary.json, and of how many examples, the first in the run's order, it is."""
+        of = {"timed": timed, "examples": examples}
+        replace_json(self.summary_path, {"run_id": self.run_id, "of": of, "arms": arms})
+
+    def sealed(self, before: dict[str, Any] | None) -> dict[str, Any]:
+        """What run.json says of the rows when a run ends: their bytes, lines and hash, examples, date of the last.
+
+        `before`: what an earlier end said. It stands while nothing was added, and where it no longer holds, so that a
+        damage of those rows stays known.
+        """
+        content = self.rows_path.read_bytes() if self.rows_path.exists() else b""
+        if before is not None:
+            of = content[: before["bytes"]]
+            if len(content) == before["bytes"] or rows_hash(of) != before["blake2b"]:
+                return before
+        rows = self.read_rows()
+        return {
+            "bytes": len(content),
+            "lines": content.count(b"\n"),
+            "blake2b": rows_hash(content),
+            "examples": len({row.example_id for row in rows}),
+            "measured_at": max((row.measured_at for row in rows if row.measured_at is not None), default=None),
+        }
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Be the only process that measures this run; a half-written last line of one that was killed is removed.
 
-        The operating system releases the lock of a process that dies. Raises Busy when another one holds it, and
-        UserError when nothing can be written.
+        What a dead process left behind keeps nobody out (experiments.stored.living). Raises Busy when another one
+        measures it, and UserError when nothing can be written.
         """
         self.create()
-        lock = FileLock(self.path / "lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise Busy(
-                f"run {self.run_id}: another process is measuring it (results_dir={self.results}); accepted: wait for "
-                "it, or stop it: the same command then goes on from what it stored"
-            ) from None
-        except OSError as error:
-            raise self._not_writable(error) from error
-        try:
-            self._repair()
-            yield
-        finally:
-            lock.release()
+        with ExitStack() as stack:
+            try:
+                self._claim = stack.enter_context(claimed(self.path))
+                self._repair()
+            except OSError as error:
+                raise self._not_writable(error) from error
+            try:
+                yield
+            finally:
+                self._claim = None
 
     def append(self, rows: Iterable[Line]) -> None:
         """Append rows so that they have reached the disk when this returns, or that none of them is there.
 
-        Raises UserError when they cannot be written (a full disk).
+        Raises UserError when they cannot be written (a full disk), and Busy when another process took the run over.
         """
+        if self._claim is not None:
+            self._claim.check()
         content = "".join(row.to_json() + "\n" for row in rows).encode("utf-8")
         before = self.rows_path.stat().st_size if self.rows_path.exists() else 0
         try:
@@ -102,11 +125,13 @@ class RunFolder:
         """The stored rows that hold, the last one of each (example, arm); a last line that is not whole is left out.
 
         Where an example was measured again and its arm remembers something else after it (`memory: run`), the rows
-        of the examples that follow no longer hold: they began with another memory.
+        of the examples that follow no longer hold: they began with another memory. Raises UserError for a line that
+        is none of a known schema.
         """
         content = self.rows_path.read_bytes() if self.rows_path.exists() else b""
         rows: dict[tuple[str, str], Row] = {}
-        for row in map(Row.from_json, whole_lines(content)):
+        for number, line in enumerate(whole_lines(content), start=1):
+            row = read_row(line, f"{self.rows_path} line {number}")
             before = rows.get((row.example_id, row.arm))
             if before is not None and before.memory != row.memory:
                 rows = {key: one for key, one in rows.items() if one.arm != row.arm or one.index <= row.index}
@@ -125,6 +150,11 @@ class RunFolder:
             f"results_dir={self.results}: cannot write there ({error.strerror}); what was measured before is stored; "
             "accepted: a writable folder with room"
         )
+
+
+def rows_hash(content: bytes) -> str:
+    """Hash of the first bytes of a rows.jsonl."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def file_name(text: str) -> str:
@@ -182,11 +212,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def select(rows: Sequence[Row], example_ids: Collection[str], timed_ids: Collection[str]) -> list[Row]:
-    """Rows of these examples in the run's order; those that are not to be timed lose their seconds."""
+    """Rows of these examples in the run's order; those that are not to be timed lose what their timed passes gave."""
     wanted = [row for row in rows if row.example_id in example_ids]
     for row in wanted:
         if row.example_id not in timed_ids:
-            row.decode_seconds, row.prefill_seconds, row.first_token_seconds = [], [], []
+            row.__dict__.update({name: [] for name in PER_REPEAT})
     return sorted(wanted, key=lambda row: row.index)
 
 

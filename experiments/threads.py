@@ -15,6 +15,7 @@ import torch
 from experiments import identity
 from experiments.config import EngineSpec
 from experiments.costs import fill, random_ids
+from experiments.launching.locks import alone_on, device_names
 from experiments.store import create_folder, read_json, settle_json
 from viasd.engine import Engine, resolve_device, resolve_dtype
 from viasd.models import Pair, weights_bytes
@@ -70,7 +71,8 @@ def _measure(pair: Pair, engine: EngineSpec, who: Mapping[str, Any]) -> dict[str
     roles = [role for role in ("target", "draft") if role in pair.models]
     slots = CONTEXT + DRAFTED + 1
     loaded = Engine.load(pair, roles, engine.device, engine.dtype, slots, engine.mode)
-    seconds = time_threads(open_round(loaded), candidates(who["cores"]))
+    with alone_on(device_names(loaded.device), f"the number of threads for pair {pair.name}"):
+        seconds = time_threads(open_round(loaded), candidates(who["cores"]))
     return {"threads": fewest(seconds), "seconds": {str(count): value for count, value in seconds.items()}, **who}
 
 

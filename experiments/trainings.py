@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.comparability import cells as cells_of
 from experiments.comparison import Arm, seconds_per_token, tokens
 from experiments.errors import UserError
 from experiments.statistics import REPLICATES, Estimate, Statistic, lift, mean
@@ -76,17 +77,17 @@ def markdown(place: Place, kinds: Kinds) -> str:
     return "\n".join(lines)
 
 
-def write_csv(path: Path, places: Mapping[str, Compared]) -> None:
-    """Tidy: task, kind, metric, value, low, high."""
+def write_csv(path: Path, places: Mapping[str, Compared], more: Mapping[str, Mapping[str, str]]) -> None:
+    """Tidy: task, kind, metric, value, low, high, and what `experiments.comparability.columns` adds."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["task", "kind", "metric", "value", "low", "high"])
+        writer.writerow(["task", "kind", "metric", "value", "low", "high", *more])
         for task, compared in places.items():
             for kind, told in compared.items():
                 for name, found in told.items():
                     ends = [] if found is None else [found.value, found.low, found.high]
                     cells = ["" if end is None else f"{end:.6g}" for end in ends]
-                    writer.writerow([task, kind, name, *cells, *[""] * (3 - len(cells))])
+                    writer.writerow([task, kind, name, *cells, *[""] * (3 - len(cells)), *cells_of(more, task)])
 
 
 def _show(found: Estimate | None, digits: int) -> str:

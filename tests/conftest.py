@@ -18,6 +18,13 @@ from torch import Tensor
 
 torch.set_num_threads(1)
 
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_locks(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests that run beside each other do not wait for each other's timed runs, nor for those of this machine."""
+    os.environ["VIASD_LOCKS"] = str(tmp_path_factory.mktemp("locks"))
+
+
 VOCABULARY = 48
 WINDOW = 8  # shorter than every context of the tests
 

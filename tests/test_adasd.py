@@ -30,8 +30,10 @@ from torch import Tensor
 from baselines import adasd
 from baselines.adasd import JsVerifier, js_divergence
 from baselines.adasd_stop import EntropyStop
+from experiments.conditions.meter import PassMeter
 from experiments.measure import Bench, Prompt
 from experiments.records import TRACE, Row
+from experiments.stored.schema import read_row
 from viasd.decode import Decode, Draft, State, Verdict
 from viasd.drafting import DraftModel, FixedLength, StopSpec
 from viasd.engine import Engine
@@ -452,6 +454,7 @@ def bench(tiny: ModelFactory, variant: ModelFactory) -> Bench:
     method = method_of(JsVerifier(), EntropyStop(cap=4))
     made.arms = {"adasd": method.open(made.engine), "sd": method_of(RuleVerifier()).open(made.engine)}
     made.decode, made.seed, made.costs, made.turns = Decode(Sampling(temperature=1.0), 40), 0, None, None
+    made.meter = PassMeter()
     return made
 
 
@@ -462,7 +465,7 @@ def test_the_stored_trace_tells_the_thresholds(bench: Bench) -> None:
         bench._profile(row, prompt)
     at = TRACE.index("adaptive")
     assert {len(entry) for entry in rows["sd"].trace} == {at}  # nothing adapts
-    trace = Row.from_json(rows["adasd"].to_json()).trace
+    trace = read_row(rows["adasd"].to_json(), "a row").trace
     assert all(len(entry) == at + 1 for entry in trace)
     assert trace[-1][at] == bench.arms["adasd"].adaptive()
     thresholds = [entry[at]["verifier"].get("threshold") for entry in trace]

@@ -10,7 +10,7 @@ import pytest
 from commands import call
 
 from experiments.measure import Bench, Prompt
-from experiments.records import Row
+from experiments.records import Row, is_reading
 from experiments.run import main
 from experiments.store import RunFolder
 from viasd.decode import Generation, Speculative
@@ -35,7 +35,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
 
 def plain(folder: RunFolder) -> list[dict[str, object]]:
     """The rows but for what a clock says."""
-    rows = [{key: at for key, at in vars(row).items() if not key.endswith("_seconds")} for row in folder.read_rows()]
+    rows = [{key: at for key, at in vars(row).items() if not is_reading(key)} for row in folder.read_rows()]
     return sorted(rows, key=lambda row: str(row["example_id"]))
 
 
@@ -119,13 +119,16 @@ def test_what_fails_before_the_first_example_is_in_its_own_log(run: Run, monkeyp
     assert "no engine today" in folder.log_path.read_text()
 
 
-def test_a_run_is_tracked_once_also_after_it_was_measured(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    logged: list[int] = []
-    monkeypatch.setattr("experiments.tracking.NoTracking.log_run", lambda *given: logged.append(1))
-    assert run("limit=1", "arms=[vanilla]")[0] == 0
-    monkeypatch.setattr("experiments.tracking.NoTracking.log_run", lambda *given: logged.append(2) or "at home")
-    for _ in range(2):
-        _, _, folder = run("limit=1", "arms=[vanilla]")
-    assert logged == [1, 2] and (folder.read_run() or {})["tracked"] == "at home"
-    run("limit=2", "arms=[vanilla]")  # new rows
-    assert logged == [1, 2, 2]
+def test_a_tracker_is_handed_a_run_also_after_it_was_measured(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was told before is for the tracker to know."""
+    handed: list[int] = []
+
+    def log_run(self: object, summary: object, rows: list[object]) -> str:
+        handed.append(len(rows))
+        return "tracked at home"
+
+    monkeypatch.setattr("experiments.tracking.NoTracking.log_run", log_run)
+    for limit in (1, 1, 2):
+        code, _, folder = run(f"limit={limit}", "arms=[vanilla]")
+        assert code == 0 and (folder.read_run() or {})["status"] == "done"
+    assert handed == [1, 1, 2]

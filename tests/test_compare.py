@@ -186,7 +186,10 @@ def test_other_work_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     store(tmp_path, "before", rows())
     store(tmp_path, "after", rows(), **{key: {**IDENTITY[key], **changed}})
     code, _, err = run(capsys, tmp_path, "before", "after")
-    assert code == 2 and err.strip() == f"error: runs before and after cannot be compared: {told}"
+    assert code == 2 and err.startswith(f"error: runs before and after cannot be compared: {told}; ")
+    assert err.endswith(f"; accepted: runs of the same work, or --mix {key}\n")
+    code, out, _ = run(capsys, tmp_path, "before", "after", "--mix", key)
+    assert code == 0 and f"  {told}" in out
 
 
 def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -198,7 +201,7 @@ def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: 
     for typed, part in mistakes.items():
         code, _, err = run(capsys, tmp_path, "before", typed)
         (line,) = err.strip().splitlines()
-        assert code == 2 and line.startswith("error: run") and part in line
+        assert code == 2 and line.startswith("error: ") and part in line
 
 
 def test_columns_that_are_compared() -> None:

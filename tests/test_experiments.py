@@ -121,8 +121,10 @@ def test_sizes(name: str) -> None:
     timed, judged = usual.settings.limit, usual.settings.detail_limit
     assert (full.settings.limit, full.settings.quality_limit) == (40, 400) and timed < 40 and judged < 400
     assert len(usual.settings.arms) * jobs(name) * (2 * timed + judged) <= REQUESTS
-    assert usual.settings.table == f"{name}_{timed}" and full.settings.table == f"{name}_40"
-    same = replace(full.settings, limit=timed, quality_limit=usual.settings.quality_limit, table=usual.settings.table)
+    assert usual.settings.table_name == f"{name}_{timed}" and full.settings.table_name == f"{name}_40"
+    same = replace(
+        full.settings, limit=timed, quality_limit=usual.settings.quality_limit, table_name=usual.settings.table_name
+    )
     assert same == usual.settings and identified(usual) == identified(full)
 
 

@@ -309,3 +309,26 @@ def test_a_view_of_a_model_that_moves_between_devices_is_a_view() -> None:
     found = make_view(model, [0, 3])(input_ids=ids, use_cache=False).logits
     assert torch.equal(found, expected)
     assert not torch.equal(found, model(input_ids=ids, use_cache=False).logits)
+
+
+def test_the_hash_of_a_large_file_is_kept_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(identity, "LARGE", 4)
+    read: list[Path] = []
+    monkeypatch.setattr(identity, "_read_hash", lambda path: read.append(path) or path.read_text())
+    weights = tmp_path / "weights"
+
+    def known() -> str:
+        identity.file_hash.cache_clear()
+        return identity.file_hash(weights)
+
+    weights.write_text("first")
+    assert [known(), known()] == ["first", "first"] and len(read) == 1
+    weights.write_text("second")
+    assert known() == "second" and len(read) == 2
+    weights.write_text("odd")  # too small to be worth it
+    assert [known(), known()] == ["odd", "odd"] and len(read) == 4
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    weights.write_text("third")
+    assert [known(), known()] == ["third", "third"] and len(read) == 6
+    identity.file_hash.cache_clear()

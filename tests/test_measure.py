@@ -86,7 +86,7 @@ def test_turns_are_timed_on_both_sides_of_each_timed_pass(monkeypatch: pytest.Mo
     monkeypatch.setattr(bench, "_guard", lambda row, step: step(row))
     for name in ("time", "profile", "detail"):
         monkeypatch.setattr(bench, f"_{name}", lambda row, *_, name=name: log.append(f"{name} {row.arm}"))
-    prompt = Prompt(0, SimpleNamespace(example_id="x"), [1])  # type: ignore[arg-type]
+    prompt = Prompt(0, SimpleNamespace(example_id="x", metadata={}), [1])  # type: ignore[arg-type]
     bench.measure(prompt, timed=False)
     assert log == ["detail a", "detail b"]
     log.clear()

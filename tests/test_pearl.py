@@ -30,6 +30,7 @@ from experiments.measure import Bench, Profile
 from experiments.metrics import summarize
 from experiments.records import TRACE, Row
 from experiments.run import main
+from experiments.store import RunFolder
 from viasd.decode import Decode, Draft, Generation, State, Verdict
 from viasd.drafting import DraftModel, FixedLength, NoDrafter
 from viasd.engine import Engine
@@ -378,7 +379,7 @@ def test_a_run_calibrates_its_length_and_stores_what_the_model_needs(
     (folder,) = (tmp_path / "runs").iterdir()
     stop = json.loads((folder / "run.json").read_text())["identity"]["arms"]["pearl"]["stop"]
     assert stop["length"] == CostRatio().with_costs(**ratio).length
-    vanilla, row = (Row.from_json(line) for line in (folder / "rows.jsonl").read_text().splitlines())
+    vanilla, row = RunFolder(tmp_path, folder.name).read_rows()
     assert row.error is None and vanilla.parallel_seconds is None and row.ideal_seconds is not None
     assert row.parallel_seconds is not None and row.ideal_seconds / 2 <= row.parallel_seconds < row.ideal_seconds
     rounds = [dict(zip(TRACE, told, strict=True)) for told in row.trace]

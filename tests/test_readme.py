@@ -8,7 +8,7 @@ import re
 
 from experiments.config import CHECKOUT
 from experiments.metrics import find
-from experiments.report import headline_table
+from experiments.text_tables import headline_table
 
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 TABLES = CHECKOUT / "results" / "tables"

@@ -1,105 +1,190 @@
-"""Summaries read well: digits, dashes, blocks that fit the width, nothing lost."""
+"""The HTML report: its numbers are the CSV's, nothing that a model wrote becomes HTML, comparisons stay apart."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
+from commands import call, check_mistake
+from report_runs import ATTACK, HOSTILE, OTHER, REAL, SHOWN, Tables, csv_numbers, store, write_runs
 
-from experiments.metrics import METRICS, in_order
-from experiments.report import cell, full_table, headline_markdown, headline_table
-
-
-def interval(value: float, spread: float) -> dict[str, float]:
-    return {"value": value, "low": value - spread, "high": value + spread}
-
-
-SUMMARY = {
-    "vanilla": {"tokens_per_second": interval(130.4, 3), "speedup": interval(1, 0), "fidelity": 1.0, "quality": 0.8,
-                "calls_per_token.target": 1.0, "n_timed": 40, "n_quality": 400, "failed": 0},
-    "via_sd": {"tokens_per_second": interval(310.6, 5), "speedup": interval(2.381, 0.05),
-               "speedup_over.sd": interval(1.4, 0.1), "fidelity": interval(0.93217, 0.01),
-               "quality": interval(0.75, 0.1), "rejection_rate": interval(0.0312, 0.01),
-               "tier_fraction.draft": interval(0.9, 0.01), "tier_fraction.slim": interval(0.07, 0.01),
-               "tier_fraction.target": interval(0.03, 0.01),
-               "calls_per_token.target": 0.0123, "peak_memory": 44.2e6, "n_timed": 40, "n_quality": 400, "failed": 2},
-}  # fmt: skip
-ARMS = ["vanilla", "via_sd"]
+from experiments.pages.browser import collect
+from experiments.pages.cells import headline
+from experiments.pages.render import PARTS, SCRIPTS, hashed
+from experiments.pages.runs import choose, group
+from experiments.pages.signs import visible
+from experiments.report import main
+from experiments.tables import MEAN, summaries
 
 
-def test_headline() -> None:
-    expected = """\
-arm      tokens/s            speedup  over sd  fidelity  quality  rejection     tiers d/s/t  target calls       n
--------  --------  -----------------  -------  --------  -------  ---------  --------------  ------------  ------
-vanilla       130               1.00        -    1.0000    0.800          -               -         1.000  40/400
-via_sd        311  2.38 [2.33, 2.43]     1.40    0.9322    0.750      0.031  0.90/0.07/0.03         0.012  40/400
-failed examples (left out of every arm): via_sd 2
-random weights"""
-    assert headline_table(SUMMARY, ARMS, notes=["random weights"], width=120) == expected
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    write_runs(folder)
+    return folder
 
 
-def test_headline_as_markdown() -> None:
-    lines = headline_markdown(SUMMARY, ARMS, notes=["random weights"]).splitlines()
-    assert lines[0].startswith("| arm | tokens/s | speedup |")
-    assert lines[1] == "| --- |" + " --: |" * 9
-    assert lines[3].startswith("| via_sd | 311 | 2.38 [2.33, 2.43] | 1.40 |")
-    assert lines[4:] == ["", "failed examples (left out of every arm): via_sd 2", "", "random weights"]
+@pytest.fixture(scope="module")
+def page(results: Path) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["report", "--results", str(results), "--out", str(results / "all.html")])
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        main()
+    return (results / "all.html").read_text(encoding="utf-8")
 
 
-def test_full_table() -> None:
-    lines = full_table(SUMMARY, width=120).splitlines()
-    assert lines[0].split() == ["metric", "unit", "vanilla", "via_sd"]
-    names = [line.split()[0] for line in lines[2:-1]]
-    assert names == in_order(name for numbers in SUMMARY.values() for name in numbers)
-    row = {name: line.split()[1:] for name, line in zip(names, lines[2:-1], strict=True)}
-    assert row["rejection_rate"] == ["share", "-", "0.031", "[0.021,", "0.041]"]
-    assert row["peak_memory"] == ["bytes", "-", "44.2", "MB"]
-    assert row["n_timed"] == ["examples", "40", "40"]
+def answers(page: str) -> Any:
+    (content,) = re.findall(r'<script type="application/json" id="answers">(.*?)</script>', page, re.S)
+    return json.loads(content)
 
 
-@pytest.mark.parametrize("width", [80, 100, 120, 160])
-def test_nine_arms_fit_the_width_and_lose_nothing(width: int) -> None:
-    arms = [f"an_arm_{i}" for i in range(8)] + ["via_sd_paper"]
-    summary = {arm: {**SUMMARY["via_sd"], "speedup": interval(1 + i, 0.1)} for i, arm in enumerate(arms)}
-    for text in (full_table(summary, width=width), headline_table(summary, arms, width=width)):
-        tables = [line for line in text.splitlines() if not line.startswith("failed")]
-        assert max(map(len, tables)) <= width
-        for arm in arms:
-            assert cell(summary[arm], "speedup") in text
-            assert arm in text
-    header = [line for line in full_table(summary, width=width).splitlines() if line.startswith("metric")]
-    assert [arm for line in header for arm in line.split()[2:]] == arms
+def test_every_number_is_the_csv_s(results: Path, page: str) -> None:
+    expected, checked = csv_numbers(results, REAL, HOSTILE), 0
+    tables = Tables(page).tables
+    for place in {task for task, _, _ in expected}:
+        head, *rows = tables[f"Every metric, {place}"][: len(tables[f"Every metric, {place}"]) // twice(place)]
+        arms = [text for text, _ in head[1:]]
+        for (metric, _), *cells in rows:
+            for arm, (_, attributes) in zip(arms, cells, strict=True):
+                shown = re.findall(r"[^\s\[\],]+", attributes.get("title") or "")
+                assert shown == expected.get((place, arm, metric), []), (place, arm, metric)
+                checked += len(shown)
+    assert checked == sum(map(len, expected.values())) > 1000
 
 
-def test_an_absurdly_narrow_terminal_still_gets_a_table() -> None:
-    assert "via_sd" in full_table(SUMMARY, width=5)
+def twice(place: str) -> int:
+    """The other comparison has this task's name, too, and its table follows."""
+    return 2 if place == "summarization" else 1
 
 
-@pytest.mark.parametrize(
-    ("name", "entry", "text"),
-    [
-        ("speedup", interval(1.716, 0.07), "1.72 [1.65, 1.79]"),
-        ("speedup", interval(1.0, 0.0), "1.00"),
-        ("fidelity", 0.99996, "1.0000"),
-        ("tokens_per_second", interval(130.4, 3), "130 [127, 133]"),
-        ("tokens_per_second", interval(9.96, 1), "10.0 [9.0, 11.0]"),
-        ("tokens_per_second", 0.123, "0.12"),
-        ("shortfall", -0.00001, "0.0000"),
-        ("quality_delta", interval(-0.05, 0.05), "-0.050 [-0.100, 0.000]"),
-        ("tie_flips", 12, "12"),
-        ("peak_memory", 5.5e9, "5.5 GB"),
-        ("peak_memory", 12.0, "12.0 B"),
-        ("calls_per_token.target", 0.25, "0.250"),
-    ],
-)
-def test_cells(name: str, entry: float | dict[str, float], text: str) -> None:
-    assert cell({name: entry}, name) == text
-    assert cell({}, name) == "-"
+def test_headline_shows_the_text_tables_cells(results: Path, page: str) -> None:
+    from experiments.text_tables import headline_cells
+
+    runs = [one.run for one in choose([REAL, HOSTILE], results)[0]]
+    told, arms = summaries(runs)
+    shown = Tables(page).tables[f"Headline numbers, {MEAN}"]
+    for row, expected in zip(shown, headline_cells(told[MEAN], arms), strict=True):
+        texts = [" ".join(text.split()) for text, _ in row]
+        for text, cell in zip(texts, expected, strict=True):
+            assert text.startswith(cell), (text, cell)
+    table = headline(told[MEAN], arms)
+    for (_, *cells), arm in zip(shown[1:], arms, strict=True):
+        values = [attributes.get("data-value") for _, attributes in cells]
+        assert values == [None if cell.value is None else str(cell.value) for cell in table.rows[arm]]
 
 
-def test_a_table_of_nothing() -> None:
-    assert headline_table({}, ["vanilla"]).splitlines()[2].split() == ["vanilla", *["-"] * 8, "0"]
-    assert full_table({}).splitlines()[0].split() == ["metric", "unit"]
+def test_nothing_that_was_written_becomes_html(page: str) -> None:
+    tags = Tables(page).tags
+    assert [tag for tag, _ in tags].count("img") == 0 and ATTACK not in page
+    scripts = [attributes for tag, attributes in tags if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": "answers"}, {}]
+    assert not [sign for sign in page if sign in "\x1b\u202e\u200f"]
+    assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
+    (policy,) = [attributes["content"] for tag, attributes in tags if attributes.get("http-equiv")]
+    own = "\n".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    assert policy and f"script-src '{hashed(own)}'" in policy and f"<script>{own}</script>" in page
+    told = answers(page)
+    texts = ["".join(pieces) for pieces in told["texts"]]
+    assert f"{SHOWN} vanilla" in texts and len(set(texts)) == len(texts)
+    rows = told["comparisons"]["c1"]["tasks"][1]["examples"][2]["rows"]
+    assert [row["error"] for row in rows if "error" in row] == [f"ValueError: {SHOWN}"]
 
 
-def test_every_metric_of_the_headline_is_marked_as_such() -> None:
-    marked = {metric.name.split(".")[0] for metric in METRICS if metric.headline}
-    assert marked == {"tokens_per_second", "speedup", "speedup_over", "speedup_over_coin", "fidelity",
-                      "quality", "rejection_rate",
-                      "tier_fraction", "calls_per_token"}  # fmt: skip
+def test_page_needs_nothing_beside_it(page: str) -> None:
+    tags = Tables(page).tags
+    links = [attributes.get(name) or "" for _, attributes in tags for name in ("src", "href") if name in attributes]
+    assert links and all(link.startswith(("#", "data:")) for link in links)
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    named = {attributes.get("aria-labelledby") for _, attributes in tags} - {None}
+    assert named and named <= set(ids)
+
+
+def test_runs_that_do_not_mix_are_apart(results: Path, page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = group(choose([], results)[0])
+    assert [[one.run_id for one in own] for own in found] == [[REAL, HOSTILE], [OTHER]]
+    assert "these runs are not compared with those of comparison 1: they differ in device, sampling" in page
+    again = choose([REAL, OTHER, REAL], results)[0]
+    assert [one.run_id for one in again] == [REAL, OTHER]
+    store(results / "twice", "one", lambda run: None, lambda row: None)
+    store(results / "twice", "two", lambda run: None, lambda row: None)
+    assert [len(own) for own in group(choose([], results / "twice")[0])] == [1, 1]
+
+
+def test_answers_are_told_token_by_token(results: Path, page: str) -> None:
+    told = answers(page)
+    tasks = told["comparisons"]["c1"]["tasks"]
+    rows = {(row.example_id, row.arm): row for row in choose([REAL], results)[0][0].run.rows}
+    arms = told["comparisons"]["c1"]["arms"]
+    colored = 0
+    for example in tasks[0]["examples"]:
+        assert example["prompt"] and example["reference"]
+        for shown in example["rows"]:
+            row = rows[example["id"], arms[shown["arm"]]]
+            pieces = told["texts"][shown["text"]]
+            assert "".join(pieces) == visible(row.text) and len(pieces) == row.new_tokens == shown["tokens"]
+            if row.trace and "sources" in shown:
+                counts = {name: shown["sources"].count(name[0]) for name in row.sources}
+                assert counts == row.sources
+                colored += 1
+    assert colored >= len(arms) - 1
+    assert "prompt" not in tasks[1]["examples"][0] and "sources" not in tasks[1]["examples"][0]["rows"][0]
+    assert "task hostile: prompts are not shown (ValueError: run.json has no task)" in page
+    greedy = told["comparisons"]["c2"]["tasks"][0]["examples"][0]["rows"]
+    assert {arms[row["arm"]]: row["differs"] for row in greedy}["via_sd"] == [9, 19, 29]
+
+
+def test_a_foreign_class_of_a_stored_run_is_not_made(tmp_path: Path) -> None:
+    def foreign(run: dict[str, Any]) -> None:
+        run["config"] = {"task": {"_target_": "os.system"}, "pair": {"_target_": "viasd.models.Pair", "name": "x"}}
+
+    store(tmp_path, "foreign", foreign, lambda row: None)
+    _, notices = collect(group(choose([], tmp_path)[0]), None)
+    assert any("os.system is not of this project" in notice for notice in notices)
+
+
+def test_the_browser_of_examples_is_bounded(results: Path) -> None:
+    groups = group(choose([REAL, HOSTILE], results)[0])
+    for examples, room, expected in ((2, 10**9, 2), (None, 0, 1), (None, 10**9, 3), (0, 0, 0)):
+        content, notices = collect(groups, examples, room)
+        taken = [len(task["examples"]) for task in content["comparisons"]["c1"]["tasks"]]
+        assert taken == [expected, expected]
+        said = [notice for notice in notices if "the browser holds" in notice]
+        assert len(said) == (0 if expected == 3 else 2)
+        used = {row["text"] for task in content["comparisons"]["c1"]["tasks"] for one in task["examples"]
+                for row in one["rows"] if "text" in row}  # fmt: skip
+        assert used == set(range(len(content["texts"])))
+
+
+def test_mistakes_are_one_line(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def report(*typed: str) -> tuple[int, str, str]:
+        return call(capsys, main, *typed)
+
+    code, _, err = report("a", "--results", str(results))
+    check_mistake(code, err, ["run a", "2 ids begin so", REAL, HOSTILE])
+    code, _, err = report("a1reel", "--results", str(results))
+    check_mistake(code, err, ["a1reel", f"did you mean '{REAL}'"])
+    code, _, err = report("--results", str(tmp_path))
+    check_mistake(code, err, [str(tmp_path), "no runs"])
+    code, _, err = report("a1", "--results", str(results), "--out", str(results / "runs"))
+    check_mistake(code, err, ["--out", "cannot write it"])
+    store(tmp_path, "empty", lambda run: None, lambda row: None)
+    (tmp_path / "runs" / "empty" / "rows.jsonl").write_text("")
+    code, _, err = report("--results", str(tmp_path))
+    check_mistake(code, err, ["run empty has no rows yet"])
+    (tmp_path / "runs" / "empty" / "run.json").write_text("{}")
+    code, _, err = report("empty", "--results", str(tmp_path))
+    check_mistake(code, err, ["run empty", "cannot read it"])
+
+
+def test_a_prefix_and_a_path_name_a_run(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("b1", str(results / "runs" / OTHER)):
+        out = tmp_path / "new" / "page.html"
+        code, told, err = call(capsys, main, name, "--results", str(results), "--out", str(out), "--examples", "1")
+        assert code == 0 and told.splitlines()[-1] == str(out), err
+        shown = out.read_text(encoding="utf-8")
+        assert f"run {OTHER}" in shown and f"run {REAL}" not in shown and "first 1 of 3 examples" in shown
+        assert "c0ffee" in shown and "9.9" in shown

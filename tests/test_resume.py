@@ -3,69 +3,43 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
+import chaos
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from chaos import wait
 
 from experiments.errors import UserError
 from experiments.measure import describe_error
-from experiments.records import Row
-from experiments.run import main
+from experiments.records import Row, is_reading
 from experiments.store import RunFolder, read_json
 
 SIZES = ["track=none", "limit=6", "task.max_new_tokens=4", "task.test_size=6"]
 COMMAND = [*SIZES, "method=sd_heuristic", "arms=[via_sd,method]"]  # without memory, and with `memory: run`
 KILLS = 20
-REFERENCE = Path(__file__).resolve().parents[1] / "viasd" / "reference"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm() -> None:
-    """Import what a run needs: the forked processes would each take seconds for it."""
-    for name in ("experiments.plan", "experiments.tables", "transformers.models.llama.modeling_llama"):
-        importlib.import_module(name)
-    AutoModelForCausalLM.from_pretrained(REFERENCE / "draft")
-    AutoTokenizer.from_pretrained(REFERENCE / "draft")
+    chaos.import_all()
 
 
 def start(results: Path, *overrides: str) -> int:
     """Start the main job in a forked process, which has everything imported; return its id."""
-    process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-            for stream in (0, 1, 2):
-                os.dup2(null, stream)
-            sys.argv = ["experiments.run", *COMMAND, f"results_dir={results}", *overrides]
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        finally:
-            os._exit(code)
-    return process
-
-
-def wait(process: int) -> int:
-    """Exit code of a process; minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return chaos.start([*COMMAND, f"results_dir={results}", *overrides], Path.cwd())
 
 
 def stored(results: Path) -> list[dict[str, object]]:
     """The rows of the only run, but for what a clock says."""
     (path,) = (results / "runs").iterdir()
     rows = RunFolder(results, path.name).read_rows()
-    plain = [{key: value for key, value in vars(row).items() if not key.endswith("_seconds")} for row in rows]
+    plain = [{key: value for key, value in vars(row).items() if not is_reading(key)} for row in rows]
     return sorted(plain, key=lambda row: (str(row["example_id"]), str(row["arm"])))
 
 

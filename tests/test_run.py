@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from commands import call
 
+from experiments.conditions.disturbed import disturbances
 from experiments.config import CHECKOUT
 from experiments.measure import Bench, Prompt
 from experiments.metrics import find
-from experiments.records import Row
-from experiments.report import headline_table
+from experiments.records import Row, is_reading
 from experiments.run import main
 from experiments.store import RunFolder
+from experiments.text_tables import headline_table
 
 SMALL = ["track=none", "limit=2", "task.max_new_tokens=12", "task.test_size=6"]
 
@@ -35,7 +36,7 @@ def only_run(results: Path) -> RunFolder:
 
 def without_seconds(rows: Sequence[Row]) -> list[dict[str, object]]:
     """Rows as plain data, but for what a clock says."""
-    plain = [{key: value for key, value in vars(row).items() if not key.endswith("_seconds")} for row in rows]
+    plain = [{key: value for key, value in vars(row).items() if not is_reading(key)} for row in rows]
     return sorted(plain, key=lambda row: (row["example_id"], row["arm"]))
 
 
@@ -61,8 +62,13 @@ def test_main_job(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert headline_table(summary["arms"], list(summary["arms"])) in out
     assert str(folder.rows_path) in out
     run_json = json.loads((folder.path / "run.json").read_text())
-    assert run_json["status"] == "done" and run_json["schema_version"] == 1
+    assert run_json["status"] == "done" and run_json["schema_version"] == 2
     assert run_json["identity"]["versions"]["torch"]
+    (start,) = run_json["provenance"]
+    before, after = (start["conditions"][name] for name in ("before", "after"))
+    assert before.keys() == after.keys() and before.get("uptime", 0) != after.get("uptime", 1)
+    notes = disturbances("reasoning", rows, run_json["provenance"])
+    assert [line.removeprefix("note: ") for line in out.splitlines() if "task reasoning: " in line] == notes
 
 
 def test_second_call_measures_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -103,7 +109,7 @@ def test_limit_also_bounds_the_table_of_a_sweep(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sweep = ["hydra.mode=MULTIRUN", "task=reasoning,coding", "arms=[vanilla,sd]", "table=both"]
+    sweep = ["hydra.mode=MULTIRUN", "task=reasoning,coding", "arms=[vanilla,sd]", "table_name=both"]
     for limit in (2, 1):
         code, out, err = run(capsys, tmp_path, f"limit={limit}", *sweep)
         assert code == 0, err

@@ -65,7 +65,7 @@ def test_tasks_weigh_the_same(tmp_path: Path) -> None:
     assert told["acceptance_length_ratio"].value == pytest.approx((2 + 1) / 2)  # type: ignore[union-attr]
     assert told["tokens_per_second_ratio"].value == pytest.approx(1.5)  # type: ignore[union-attr]
     assert "| new | 36.00 [36.00, 36.00] | 1.500 [1.500, 1.500] | 1.500 |" in markdown([one, other], kinds)
-    write_csv(tmp_path / "table.csv", {"both": compare_kinds([one, other], kinds)})
+    write_csv(tmp_path / "table.csv", {"both": compare_kinds([one, other], kinds)}, {})
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert rows[5]["kind"] == "new" and rows[5]["metric"] == "acceptance_length_ratio" and len(rows) == 8
 

@@ -77,13 +77,20 @@ class Engine:
 
     @classmethod
     def load(
-        cls, pair: Pair, roles: Sequence[str], device: Device, dtype: Dtype, slots: int, mode: Mode = "auto"
+        cls,
+        pair: Pair,
+        roles: Sequence[str],
+        device: Device,
+        dtype: Dtype,
+        slots: int,
+        mode: Mode = "auto",
+        load: Callable[[Pair, str, torch.dtype, torch.device], Any] = load_model,
     ) -> Engine:
-        """Load the pair's models for the given roles. Raises PairError for whatever does not fit."""
+        """The pair's models for the given roles, by `load`. Raises PairError for whatever does not fit."""
         where = resolve_device(device)
         kind = resolve_dtype(dtype, where)
         vocabulary = common_vocabulary(pair)
-        models = {role: load_model(pair, role, kind, where) for role in roles if role not in pair.heads}
+        models = {role: load(pair, role, kind, where) for role in roles if role not in pair.heads}
         engine = cls(models, vocabulary, slots, mode)
         engine.head_names = dict(pair.heads)
         return engine

@@ -6,7 +6,7 @@ from collections import Counter
 
 from experiments.asking.texts import clean, legend, paint, split_text
 from experiments.asking.work import Answer, Asked
-from experiments.report import ABSENT, text_table
+from experiments.text_tables import ABSENT, text_table
 
 TIERS = ("draft", "slim", "target")
 

@@ -76,8 +76,9 @@ def build(config: DictConfig) -> tuple[Job, AskSettings]:
         quality_limit=None,
         repeats=1,
         seed=asked.seed,
+        split="test",
         max_errors=0,
-        table=None,
+        table_name=None,
         results_dir=asked.results_dir,
         debug=asked.debug,
     )

@@ -13,7 +13,7 @@ from baselines.hf import AssistantModel, LibraryLoop
 from experiments.benching.setup import TWINS, BenchPlan
 from experiments.costs import calibrate
 from experiments.measure import Bench
-from experiments.records import Row
+from experiments.records import PER_REPEAT, Row
 from viasd.decode import Decode, Decoder, Speculative
 from viasd.engine import Engine
 from viasd.sampling import Sampling, SeededDraws
@@ -54,8 +54,7 @@ def measure_loops(
 
 def at_median(row: Row) -> Row:
     """The row as if each of its repeats had taken their median."""
-    fields = ("decode_seconds", "prefill_seconds", "first_token_seconds")
-    seconds: dict[str, Any] = {name: [median(values)] for name in fields if (values := getattr(row, name))}
+    seconds: dict[str, Any] = {name: [median(values)] for name in PER_REPEAT if (values := getattr(row, name))}
     return dataclasses.replace(row, **seconds)
 
 

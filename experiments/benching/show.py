@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.report import ABSENT, Cells, markdown_table, text_table
+from experiments.text_tables import ABSENT, Cells, markdown_table, text_table
 
 DIGITS = {"tokens/s": 0, "ratio": 2, "share": 3, "ms": 2, "GB/s": 1, "s": 2}
 PLAIN = ("ratio", "share")  # units that need not be told

@@ -8,7 +8,7 @@ import torch
 
 from experiments.checking.facts import ModelFacts
 from experiments.checking.verdicts import GB, Verdict
-from experiments.report import ABSENT, text_table
+from experiments.text_tables import ABSENT, text_table
 from viasd.models import Pair
 
 

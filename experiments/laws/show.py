@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.laws.summary import QUANTILES, WITH_QUANTILES
-from experiments.report import ABSENT, Cells, markdown_table, text_table
+from experiments.text_tables import ABSENT, Cells, markdown_table, text_table
 
 Content = Mapping[str, Any]
 NUMBERS = {  # column -> its title, and decimals

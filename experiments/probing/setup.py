@@ -210,7 +210,7 @@ def read_prompts(
         stop = StopStrings(tokenizer, task.stop_strings) if task.stop_strings else None
         decode = Decode(sampling, budget, frozenset({tokenizer.eos_token_id}), stop)
         try:
-            examples = task.examples(asked.split, asked.prompts)
+            examples = [one for one in task.examples(asked.split, asked.prompts) if one.follows is None]  # first turns
         except ValueError as error:
             raise UserError(f"prompts={asked.prompts}: {error}") from error
         for example in examples:

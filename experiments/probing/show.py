@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.probing.summary import MEAN, best, number
-from experiments.report import ABSENT, text_table
+from experiments.text_tables import ABSENT, text_table
 
 Content = Mapping[str, Any]
 PREDICTED = "predicted, without this harness's own time per round"

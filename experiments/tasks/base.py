@@ -26,12 +26,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Example:
-    """One problem: the prompt a model reads and the completion it should write (end mark not included)."""
+    """One problem: the prompt a model reads and the completion it should write (end mark not included).
+
+    `follows`: of a later turn of a conversation, the example before it; its prompt is then what this turn adds.
+    """
 
     example_id: str
     prompt: str
     reference: str
     metadata: dict[str, Any]
+    follows: str | None = None
+
+
+# Made once in a process: by class and fields of the family, split, number.
+HELD_OUT: dict[tuple[type, str, str, int], tuple[Example, ...]] = {}
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,10 @@ class Task(ABC):
         """What a reader of the table must know about the task."""
         return []
 
+    def go_on(self, before: str, answer: str, prompt: str) -> str:
+        """A conversation in plain text: what was asked so far, the answer to it, the next turn."""
+        return f"{before}{answer}\n{prompt}"
+
     def in_seen_wording(self) -> Self:
         """The same task told as in training: what is settled before a test is settled with it."""
         return self
@@ -225,9 +237,14 @@ class Procedural(Task):
             if split not in sizes:
                 raise ValueError("count is required for split='train', which is generated without end")
             count = sizes[split]
+        known = HELD_OUT.get((type(self), repr(self), split, count))
+        if known is not None:
+            return list(known)
         found = list(islice(self.stream(split), count))
         if len(found) < count:
             raise ValueError(f"task {self.name} has {len(found)} distinct {split} problems, {count} were asked for")
+        if split != "train":  # of that there may be any number
+            HELD_OUT[type(self), repr(self), split, count] = tuple(found)
         return found
 
 

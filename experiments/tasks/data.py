@@ -20,6 +20,7 @@ from experiments.tasks.qa import Qa
 from experiments.tasks.scorers.registry import find_scorer
 from experiments.tasks.sources import Source, read_split, ways
 
+PLACE = "place_in_conversation"  # of a record made for one turn: its number from 0, and how many there are
 Percent = Annotated[int, Field(ge=0, le=50)]
 
 
@@ -34,6 +35,10 @@ class DataTask(Task):
     such split, as much of the test's, which the test then never uses. 0: the test keeps all, and calibration prompts
     are those of the procedural task `qa`. `chat_stop_strings` are those of a chat model.
 
+    Conversations: `turns_field` names the list of texts that a user says, each of which is {turn} in the templates. The
+    test has an example for each of the first `turns` (None: of all); elsewhere only first turns are asked. Of as many
+    references as there are turns each is for its turn; others are for the first one.
+
     Splits go by content, never by seed; what the train split has in common with the test or the shots is left out. The
     order of a split is the seed's.
     """
@@ -43,6 +48,8 @@ class DataTask(Task):
     form: Form
     reference_field: str | None = None
     metric: str | None = None
+    turns_field: str | None = None
+    turns: int | None = Field(default=None, ge=1)
     test_size: int | None = Field(default=None, ge=1)
     train_rows: int = Field(default=20_000, ge=1)
     calibration_percent: Percent = 10
@@ -69,7 +76,12 @@ class DataTask(Task):
 
     def references(self, record: Record) -> list[str]:
         """What an answer is compared with: each text in the reference field, however deep it lies in lists."""
-        return [] if self.reference_field is None else flatten(lookup(record, self.reference_field))
+        if self.reference_field is None:
+            return []
+        value, (turn, turns) = lookup(record, self.reference_field), record.get(PLACE, (0, 1))
+        if turns > 1 and isinstance(value, list | tuple) and len(value) == turns:
+            return flatten(value[turn])
+        return flatten(value) if turn == 0 else []
 
     def details(self, record: Record) -> dict[str, Any]:
         """What else `scores` needs to know of a record."""
@@ -82,6 +94,11 @@ class DataTask(Task):
     def scorer(self) -> dict[str, str]:
         """The metric and what its library says of it."""
         return {} if self.metric is None else {self.metric: find_scorer(self.metric).signature()}
+
+    def go_on(self, before: str, answer: str, prompt: str) -> str:
+        """As after a shot: the form's separator ends an answer."""
+        gap = "" if before[-1:].isspace() else " "
+        return f"{before}{gap}{answer}{self.form.separator}{prompt}"
 
     def in_chat(self) -> Self:
         """Asked as one message of a user, by `form.chat_prompt` where there is one."""
@@ -100,10 +117,13 @@ class DataTask(Task):
         if split == "calibration" and self._held_out is None:
             return Qa(seed=self.seed).examples(split, count)
         records = self._records(split)
-        if count is not None and len(records) < count:
-            raise UserError(f"task {self.name} has {len(records)} {split} examples, {count} were asked for")
         with self._named():
-            return [self._example(content, place, record) for content, place, record in records[:count]]
+            each = [self._turns(record)[: self.turns if split == "test" else 1] for _, _, record in records]
+            told = zip(records, each, strict=True)
+            found = [one for (content, place, _), turns in told for one in self._examples(content, place, turns)]
+        if count is not None and len(found) < count:
+            raise UserError(f"task {self.name} has {len(found)} {split} examples, {count} were asked for")
+        return found[:count]
 
     @cached_property
     def _test(self) -> list[tuple[str, int, Record]]:
@@ -178,12 +198,28 @@ class DataTask(Task):
 
     def _content(self, record: Record) -> str:
         """What makes it the same problem under other shots."""
-        return fill(self.form.prompt, record)
+        return "".join(fill(self.form.prompt, turn) for turn in self._turns(record))
 
-    def _example(self, content: str, place: int, record: Record) -> Example:
-        metadata = {"references": self.references(record), **self.details(record)}
-        prompt = ask(self.form, record, self._shots)
-        return Example(stable_hash("data", content, place), prompt, fill(self.form.answer, record), metadata)
+    def _turns(self, record: Record) -> list[Record]:
+        """The record as templates see it, once for each turn."""
+        if self.turns_field is None:
+            return [record]
+        return in_turns(record, "turn", lookup(record, self.turns_field), self.turns_field)
+
+    def _examples(self, content: str, place: int, turns: Sequence[Record]) -> list[Example]:
+        """The examples of a conversation, or the one of any other record."""
+        found: list[Example] = []
+        for turn, record in enumerate(turns):
+            metadata = {"references": self.references(record), **self.details(record)}
+            answer, known = fill(self.form.answer, record), (content, place)
+            if not turn:
+                prompt = ask(self.form, record, self._shots)
+                found.append(Example(stable_hash("data", *known), prompt, answer, metadata))
+            else:
+                prompt, before = fill(self.form.prompt, record), found[-1].example_id
+                told = {**metadata, "turn": turn}
+                found.append(Example(stable_hash("data", *known, turn), prompt, answer, told, before))
+        return found
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -196,7 +232,10 @@ class DataTask(Task):
 
 @spec(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Jsonl(DataTask):
-    """Any file of records: `prompt_field` names the prompt, which is {prompt} in the form's templates."""
+    """Any file of records: `prompt_field` names the prompt, which is {prompt} in the form's templates.
+
+    A list of texts is a conversation's turns, one after the other.
+    """
 
     prompt_field: str = "prompt"
 
@@ -208,6 +247,25 @@ class Jsonl(DataTask):
             return {**record, "prompt": lookup(record, self.prompt_field)}
         except UserError as error:
             raise UserError(f"prompt_field={self.prompt_field}: {error}") from error
+
+    def _turns(self, record: Record) -> list[Record]:
+        """The record once for each of its prompts."""
+        if self.turns_field is not None or not isinstance(record["prompt"], list | tuple):
+            return super()._turns(record)
+        return in_turns(record, "prompt", record["prompt"], f"prompt_field={self.prompt_field}")
+
+
+def in_turns(record: Record, name: str, texts: Any, field: str) -> list[Record]:
+    """The record once for each text, which stands under that name.
+
+    Raises:
+        UserError: anything but a list of texts.
+    """
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(one, str) and one for one in texts):
+        raise UserError(
+            f"{field}: {str(texts)[:60]!r} is no conversation; accepted: a list of texts, one for each turn"
+        )
+    return [{**record, name: text, PLACE: (turn, len(texts))} for turn, text in enumerate(texts)]
 
 
 def judge(metric: str | None, text: str, references: Sequence[str]) -> dict[str, float]:

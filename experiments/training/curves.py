@@ -9,17 +9,10 @@ from typing import Any
 
 from baselines.eagle.training import Measured
 from experiments.errors import UserError
+from experiments.logged.session import PATIENCE, Address, check_writable, finish_wandb, open_wandb, place_of
 from experiments.patience import Hung, within
 from experiments.store import whole_lines
-from experiments.tracking import (
-    PATIENCE,
-    NoTracking,
-    Tracking,
-    WandbTracking,
-    check_writable,
-    finish_wandb,
-    open_wandb,
-)
+from experiments.tracking import NoTracking, Tracking, WandbTracking
 
 
 def name_points(measured: Measured, rate: float) -> dict[str, float]:
@@ -51,8 +44,18 @@ class Curves:
         if isinstance(tracking, WandbTracking):
             where = Path(tracking.dir).expanduser() if tracking.dir else self._folder
             self._attempt(lambda: check_writable(where))
-            start = lambda: open_wandb(tracking, where, training_id, tracking.group or group, config)  # noqa: E731
-            self._run = self._attempt(start, 2 * PATIENCE)
+            address = Address(
+                mode=tracking.mode,
+                project=tracking.project,
+                entity=tracking.entity,
+                group=tracking.group or group,
+                job_type="training",
+                tags=tracking.tags,
+                where=str(where),
+                run_id=training_id,
+                name=training_id,
+            )
+            self._run = self._attempt(lambda: open_wandb(address, config), 2 * PATIENCE)
             self._attempt(self._define)
 
     def _define(self) -> None:
@@ -76,7 +79,7 @@ class Curves:
         """However it ended. Where it was tracked, or why it was not."""
         run, self._run = self._run, None
         if run is not None and not isinstance(self._error, Hung):
-            place = run.url or f"offline in {Path(run.dir).parent}"
+            place = place_of(run, "online" if run.url else "offline")
             self._attempt(lambda: finish_wandb(run, exit_code), 3 * PATIENCE)
             if self._error is None:
                 return f"wandb: {place}"

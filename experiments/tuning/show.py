@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from experiments.report import ABSENT, text_table
+from experiments.text_tables import ABSENT, text_table
 from experiments.tuning.space import told
 from experiments.tuning.trial import Trial
 

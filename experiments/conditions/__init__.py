@@ -1,0 +1,1 @@
+"""Under what conditions a run was measured: load, clocks, throttling, energy."""

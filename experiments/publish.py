@@ -1,0 +1,163 @@
+"""A published table or figure, ours beside the paper's: `python -m experiments.publish table=viasd_2 [key=value ...]`.
+
+`-m 'table=glob(viasd_*)'` makes several, which share their runs. Missing runs are measured, stored ones are read;
+`--plan` says which are which, and measures nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from experiments.entry import CONFIG_DIR, results_folder, run_command
+from experiments.errors import USER_MISTAKE, RunFailed, UserError, exit_code, one_line, tell
+
+if TYPE_CHECKING:
+    from experiments.paper.jobs import Asked, Request
+    from experiments.paper.spec import Published
+    from experiments.preview import Preview
+    from experiments.tables import StoredRun
+
+PASSED_ON = r"[+~]*(pair|engine)\b"  # what is said of pair and engine, which every job is told, too
+PREVIEWS: dict[tuple[str, ...], Preview] = {}  # by the overrides of a job: tables share runs
+FAILED: list[str] = []  # of the jobs of this process, for its end
+
+
+def publish(config: DictConfig) -> list[Path]:
+    """One table or figure, from configuration to its files."""
+    published, asked = _build(config)
+    runs = _obtain(published, asked)
+    folder = results_folder(asked.results_dir) / "published" / HydraConfig.get().runtime.choices["pair"]
+    paths = _write(published, runs, folder, config)
+    print(f"{published.title}: {', '.join(str(path) for path in paths)}", flush=True)
+    return paths
+
+
+def _build(config: DictConfig) -> tuple[Published, Asked]:
+    from experiments.config import make
+    from experiments.paper.build import check_columns
+    from experiments.paper.drawing import find_function
+    from experiments.paper.jobs import Asked
+    from experiments.paper.spec import Drawing, Published, Table
+
+    published = make(config.table, "table")
+    if not isinstance(published, Published):
+        raise UserError(f"table._target_={config.table.get('_target_')}: accepted: Table, SearchCost, Drawing")
+    if isinstance(published, Table):  # before anything is measured
+        check_columns(published)
+    elif isinstance(published, Drawing):
+        find_function(published)
+    return published, Asked(**{key: config[key] for key in Asked.__dataclass_fields__})
+
+
+def _requests(published: Published, asked: Asked) -> list[Request]:
+    from experiments.paper.jobs import expand
+
+    return expand(published, asked, [one for one in HydraConfig.get().overrides.task if re.match(PASSED_ON, one)])
+
+
+def _obtain(published: Published, asked: Asked) -> list[StoredRun]:
+    from experiments.paper.jobs import obtain
+
+    runs = []
+    for request in _requests(published, asked):
+        if lacking(published, request):
+            break
+        run, failed = obtain(request)
+        runs.append(run)
+        FAILED.extend([failed] if failed else [])
+    return runs
+
+
+def lacking(published: Published, request: Request) -> bool:
+    """Whether a job cannot be built before something else is run; says so. Other mistakes are raised."""
+    from experiments.config import build
+
+    if published.needs is None:
+        return False
+    config = request.compose()
+    try:
+        build(config)
+    except Exception as error:
+        if exit_code(error) != USER_MISTAKE:
+            raise
+        print(f"{published.name}: not measured: {one_line(error)}; {published.needs} comes first")
+        return True
+    return False
+
+
+def _write(published: Published, runs: list[StoredRun], folder: Path, config: DictConfig) -> list[Path]:
+    from experiments.paper.spec import Drawing, SearchCost, Table
+
+    pair = HydraConfig.get().runtime.choices["pair"]
+    if isinstance(published, Table):
+        from experiments.paper.build import build_table
+        from experiments.paper.write import write_table
+
+        return write_table(build_table(published, runs, pair, [run.task for run in runs] or published.tasks), folder)
+    if isinstance(published, Drawing):
+        from experiments.paper.drawing import write_figure
+
+        return write_figure(published, runs, folder, pair)
+    if isinstance(published, SearchCost):
+        from experiments.config import make
+        from experiments.paper.search_cost import write_search_cost
+
+        return write_search_cost(published, runs, make(config.pair, "pair"), folder, pair)
+    raise UserError(f"table={published.name}: {type(published).__name__}: accepted: Table, SearchCost, Drawing")
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="publish")
+def _main(config: DictConfig) -> str:
+    try:
+        return str(publish(config)[0])
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the other tables are made, then the first error is raised
+            tell(error, f"{config.table.get('name')}: {one_line(error)}")
+        raise
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="publish")
+def _preview(config: DictConfig) -> None:
+    from experiments.paper.jobs import look
+
+    published, asked = _build(config)
+    for request in _requests(published, asked):
+        if lacking(published, request):
+            break
+        if request.overrides not in PREVIEWS:
+            PREVIEWS[request.overrides] = look(request)
+
+
+def main() -> None:
+    """Entry point: `experiments.entry.run_command` says how it exits. 1 where examples failed; files are written."""
+    FAILED.clear()
+    PREVIEWS.clear()
+    planning = "--plan" in sys.argv[1:]
+    if planning:
+        sys.argv.remove("--plan")  # Hydra knows no flags of ours
+    run_command(_plan if planning else _make)
+
+
+def _plan() -> None:
+    from experiments.preview import show
+
+    _preview()
+    print(show(list(PREVIEWS.values())))
+
+
+def _make() -> None:
+    _main()
+    if FAILED:
+        raise RunFailed("; ".join(FAILED))
+
+
+if __name__ == "__main__":
+    main()
