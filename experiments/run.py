@@ -107,6 +107,7 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker, place: Place) 
     from experiments.loading import decode_settings
     from experiments.measure import Bench, memory, with_readers
     from experiments.store import utc_now
+    from experiments.stored.living import Busy
     from experiments.tasks.code_judge import confinement
     from experiments.turns import Turns
 
@@ -163,6 +164,8 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker, place: Place) 
                     row.measured_at = utc_now()
                 plan.folder.append(rows)
                 tracker.log_example(rows)
+    except Busy:  # the run is another process's now, and so is what is said of it
+        raise
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         here["conditions"]["after"] = read_conditions(engine.device)
@@ -220,14 +223,30 @@ def show(plan: Plan) -> Summary:
 
 
 def finish(plan: Plan, summary: Summary, tracker: Tracker) -> None:
-    """Write summary.json, say in run.json how the run ended, and hand it to the tracker."""
+    """Write summary.json, say in run.json how the run ended, and hand it to the tracker.
+
+    A run that ended with more than is asked for now stays as it is.
+    """
     folder = plan.folder
+    if not plan.measured and is_part(plan):
+        return
     folder.write_summary(summary, plan.timed, len(plan.prompts))
     run = folder.read_run() or {}
     status = "failed" if failed_examples(plan)[1] else "done"
     folder.write_run({**run, "rows": folder.sealed(run.get("rows")), "status": status})
     if notice := tracker.log_run(summary, stored_rows(plan)):
         print(notice)
+
+
+def is_part(plan: Plan) -> bool:
+    """Whether the run ended, and its summary is of all that the plan asks for and of more."""
+    from experiments.store import read_json
+
+    of = (read_json(plan.folder.summary_path) or {}).get("of")
+    if of is None or (plan.folder.read_run() or {}).get("status") not in ("done", "failed"):
+        return False
+    stored, asked = (of["timed"], of["examples"]), (plan.timed, len(plan.prompts))
+    return stored != asked and all(has >= wants for has, wants in zip(stored, asked, strict=True))
 
 
 def failed_examples(plan: Plan) -> tuple[list[Row], bool]:

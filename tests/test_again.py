@@ -104,7 +104,9 @@ def test_a_call_without_work_leaves_a_run_that_is_being_measured_alone(run: Run)
         assert run("limit=1", "arms=[vanilla]")[0] == 0
         assert (folder.summary_path.read_bytes(), (folder.path / "run.json").read_bytes()) == (summary, content)
     assert run("limit=1", "arms=[vanilla]")[0] == 0
-    assert json.loads(folder.summary_path.read_text())["arms"]["vanilla"]["n_timed"] == 1
+    assert (
+        json.loads(folder.summary_path.read_text())["arms"]["vanilla"]["n_timed"] == 2
+    )  # nothing of what is known of more examples is lost
 
 
 def test_what_fails_before_the_first_example_is_in_its_own_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,3 +134,14 @@ def test_a_tracker_is_handed_a_run_also_after_it_was_measured(run: Run, monkeypa
         code, _, folder = run(f"limit={limit}", "arms=[vanilla]")
         assert code == 0 and (folder.read_run() or {})["status"] == "done"
     assert handed == [1, 1, 2]
+
+
+def test_who_asks_for_less_leaves_what_is_said_of_more(run: Run) -> None:
+    _, _, folder = run("limit=3", "arms=[vanilla,sd]")
+    before = [path.read_bytes() for path in (folder.summary_path, folder.path / "run.json")]
+    for less in (["limit=2"], ["limit=3", "timing=off"]):
+        code, _, _ = run("arms=[vanilla,sd]", *less)
+        assert code == 0
+        assert [path.read_bytes() for path in (folder.summary_path, folder.path / "run.json")] == before
+    run("limit=4", "arms=[vanilla,sd]")
+    assert json.loads(folder.summary_path.read_text())["of"] == {"timed": 4, "examples": 4}

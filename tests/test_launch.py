@@ -235,3 +235,9 @@ def test_words_of_a_sweep_reach_its_jobs(tmp_path: Path) -> None:
     one.store(Outcome(3, ["t=a", "s=0"], "qa", "running"))
     assert [one.label(job) for job in one.outcomes()] == ["t=a"]
     assert json.loads((one.folder / "job_0003.json").read_text())["state"] == "running"
+
+
+def test_jobs_without_a_key_can_be_run_again() -> None:
+    jobs = [["task=qa", "~hydra.x", "seed=1"], ["task=qa", "~hydra.x", "seed=2"]]
+    assert product_commands(jobs) == [["task=qa", "~hydra.x", "seed=1,2"]]
+    assert product_commands(jobs[:1]) == [["~hydra.x", "seed=1", "task=qa"]]

@@ -95,6 +95,17 @@ def test_a_run_that_goes_on_is_running_whatever_its_last_end_was(tmp_path: Path)
     assert state(folder) == "done"
 
 
+def test_a_run_that_went_on_is_as_old_as_its_last_row(tmp_path: Path) -> None:
+    folder = store_run(tmp_path)
+    told = open_entry(folder).measured
+    with folder.measuring():
+        folder.append([made_row("sd", 9)])
+    entry = open_entry(folder)
+    written = folder.rows_path.stat().st_mtime
+    assert told is not None and entry.measured is not None and entry.measured.timestamp() == int(written)
+    assert entry.measured > told
+
+
 def test_elsewhere_the_age_of_the_file_decides(tmp_path: Path) -> None:
     folder = store_run(tmp_path, status="running")
     claim(folder, age=60)

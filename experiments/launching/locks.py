@@ -13,10 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,13 +31,18 @@ VARIABLE = "VIASD_LOCKS"
 POLL = 0.2  # seconds between two looks at a lock that somebody else holds
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _HELD: dict[str, FileLock] = {}  # by device: this process's
-_NUMBERS = count()
+
+
+def shared_folder() -> Path:
+    """A folder that all jobs of this host see: the temporary one may be each job's own."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def lock_folder() -> Path:
     """Where the locks of this host are. Raises UserError where it cannot be made."""
     told = os.environ.get(VARIABLE)
-    folder = Path(told).expanduser() if told else Path(tempfile.gettempdir()) / f"viasd-locks-{os.getuid()}"
+    folder = Path(told).expanduser() if told else shared_folder() / f"viasd-locks-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -155,7 +160,7 @@ def presence() -> Iterator[Presence]:
     """Be one of the jobs of this host that others can count."""
     folder = lock_folder() / "jobs"
     folder.mkdir(exist_ok=True)
-    note = folder / f"{os.getpid()}-{next(_NUMBERS)}.json"
+    note = folder / f"{os.getpid()}-{uuid.uuid4().hex}.json"  # containers may share the folder and the number
     lock = FileLock(note.with_suffix(".lock"))
     lock.acquire()  # before the note is there: a note without a lock is of a dead process
     mine = Presence(note)

@@ -212,15 +212,17 @@ def count_values(config: DictConfig) -> dict[str, int] | None:
 
 def product_commands(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
     """Overrides that rerun these jobs and no others: jobs that differ in one key alone are joined, as in `task=a,b`."""
-    split = [dict(text.split("=", 1) for text in job) for job in jobs]
+    split = [{key: equals + value for key, equals, value in (text.partition("=") for text in job)} for job in jobs]
     keys = list(dict.fromkeys(key for job in split for key in job))
-    varying = max(keys, key=lambda key: len({job.get(key) for job in split}), default="")
+    valued = [key for key in keys if all(job.get(key) != "" for job in split)]  # not those that are taken out, as ~KEY
+    varying = max(valued, key=lambda key: len({job.get(key) for job in split}), default="")
     groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for job in split:
         rest = tuple((key, value) for key, value in job.items() if key != varying)
         groups.setdefault(rest, []).append(job.get(varying, ""))
     commands = []
     for rest, values in groups.items():
-        own = [f"{varying}={','.join(dict.fromkeys(values))}"] if varying and values != [""] else []
-        commands.append([*(f"{key}={value}" for key, value in rest), *own])
+        told = ",".join(value.removeprefix("=") for value in dict.fromkeys(values))
+        own = [f"{varying}={told}"] if varying and values != [""] else []
+        commands.append([*(f"{key}{value}" for key, value in rest), *own])
     return commands

@@ -90,7 +90,7 @@ def deliver(seconds: float) -> list[str]:
     """
     if LETTERS:
         teller = Teller()
-        teller.end(LETTERS)
+        teller.end(list(dict.fromkeys(LETTERS)))  # one run may be asked for twice
         TELLERS.append(teller)
     patience = PATIENCE_OF_AGENTS if os.environ.get(SWEEP) else SHARE * seconds
     end = monotonic() + patience

@@ -182,6 +182,8 @@ def tell_all(paths: Sequence[Path], mode: str | None, live: Session | None) -> N
     """Letter by letter. Once W&B failed, the others go to the disk at once: they would only wait for the same."""
     failed: str | None = None
     for path in paths:
+        if not path.is_file():  # told by another process
+            continue
         if failed is None:
             told, usable = tell(path, mode, live)
             failed = None if usable else told["error"]

@@ -78,18 +78,25 @@ class Entry:
     @cached_property
     def examples(self) -> int:
         """Examples with at least one stored row."""
-        rows, path = self.content.get("rows"), self.folder.rows_path
+        if (sealed := self._seal()) is not None:
+            return int(sealed["examples"])
         try:
-            if rows is not None and path.stat().st_size == rows["bytes"]:
-                return int(rows["examples"])
-            return len(set(EXAMPLE.findall(path.read_bytes())))
+            return len(set(EXAMPLE.findall(self.folder.rows_path.read_bytes())))
         except OSError:
             return 0
+
+    def _seal(self) -> dict[str, Any] | None:
+        """What run.json says of the rows at the end, None where any were added since."""
+        rows = self.content.get("rows")
+        try:
+            return rows if rows is not None and self.folder.rows_path.stat().st_size == rows["bytes"] else None
+        except OSError:
+            return None
 
     @cached_property
     def measured(self) -> datetime | None:
         """When its last row was measured; where no row says so, when rows.jsonl or run.json was written."""
-        said = value_at(self.content, ("rows", "measured_at"))
+        said = (self._seal() or {}).get("measured_at")
         if said is not None and self.state != "running":
             return datetime.fromisoformat(said)
         for path in (self.folder.rows_path, self.folder.path / "run.json", self.folder.path):

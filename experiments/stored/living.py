@@ -157,7 +157,9 @@ class Claim:
     def _keep_fresh(self) -> None:
         while not self._ended.wait(BEAT):
             with suppress(OSError):  # a file system that is away for a moment
-                os.utime(self.path)
+                owner = read_owner(self.folder)
+                if owner is not None and owner.token == self.token:
+                    os.utime(self.path)
 
 
 @contextmanager
