@@ -376,7 +376,7 @@ def test_a_run_prices_it_once(
     stops = [arms[name]["stop"] for name in ("sd_cost_aware", "req")]
     costs = stops[0]["target_cost"], stops[0]["draft_cost"]
     assert costs == (stops[1]["target_cost"], stops[1]["draft_cost"])
-    assert costs[0]["1"] == pytest.approx(1, abs=0.05)  # measured, on a machine that may be busy
+    assert 0 < costs[0]["1"] <= 1.05  # measured, on a machine that may be busy
     assert all(0 < costs[1][fed] < costs[0][fed] for fed in ("1", "2", "64"))
     code, out, _ = call(capsys, main, "--plan", *typed)
     assert code == 0 and path.parent.name in out
