@@ -153,7 +153,7 @@ def test_a_measured_run_is_whole_also_after_a_smaller_limit(capsys: pytest.Captu
         (path,) = (tmp_path / "runs").iterdir()
         assert defects(RunFolder(tmp_path, path.name)) == []
     content = json.loads((path / "summary.json").read_text())
-    assert content["of"] == {"timed": 1, "examples": 1}
+    assert content["of"] == {"timed": 2, "examples": 2}
     run = json.loads((path / "run.json").read_text())
     assert run["rows"]["lines"] == 4 and run["rows"]["examples"] == 2 and run["provenance"][0]["started"]
     assert not (path / "alive").exists()
