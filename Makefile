@@ -10,6 +10,7 @@
 ## CONSTRAINTS=FILE       the pinned versions (constraints/newest.txt)
 ## PIP_FLAGS=             show all that pip says
 ## PAIR= TASKS="qa coding" LIMIT=8 SIZE=full   of tables and figures: whose, on what, on how many prompts
+## DECODE=sample          of tables and figures: how ours decodes (greedy)
 ## PLAN=1                 of tables and figures: say which runs are stored and how long the others take
 ARGS ?=
 TESTS ?=
@@ -23,6 +24,7 @@ PAIR ?=
 TASKS ?=
 LIMIT ?=
 SIZE ?=
+DECODE ?=
 PLAN ?=
 
 ENV_PYTHON = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
@@ -34,10 +36,11 @@ OFFLINE = HF_HUB_OFFLINE=1 WANDB_MODE=offline
 COMMA = ,
 EMPTY =
 ASKED = $(if $(PAIR),pair=$(PAIR)) $(if $(TASKS),'tasks=[$(subst $(EMPTY) $(EMPTY),$(COMMA),$(strip $(TASKS)))]') \
-  $(if $(LIMIT),limit=$(LIMIT)) $(if $(SIZE),size=$(SIZE)) $(if $(PLAN),--plan) $(ARGS)
+  $(if $(LIMIT),limit=$(LIMIT)) $(if $(SIZE),size=$(SIZE)) $(if $(DECODE),decode=$(DECODE)) $(if $(PLAN),--plan) $(ARGS)
 PUBLISH = $(ENV_PYTHON) -m experiments.publish
+BOTH = $(and $(filter tables,$(MAKECMDGOALS)),$(filter figures,$(MAKECMDGOALS)))# one process reads what they share once
 
-.PHONY: tables figures claims help run test bench laws lint format pair install clean environment environment-dev
+.PHONY: tables figures claims pictures help run test bench laws lint format pair install clean environment environment-dev
 .DEFAULT_GOAL := help
 
 help: ## list the targets and the variables
@@ -68,13 +71,16 @@ table-adasd table-vsd: environment
 	@$(PUBLISH) table=$(subst table-,,$@) $(ASKED)
 
 tables: environment ## all tables, those of AdaSD (table-adasd) and VSD (table-vsd) included
-	@$(PUBLISH) -m 'table=glob(*$(COMMA)exclude=*figure*)' $(ASKED)
+	@$(PUBLISH) -m 'table=glob(*$(if $(BOTH),,$(COMMA)exclude=*figure*))' $(ASKED)
 
 figures: environment ## all figures
-	@$(PUBLISH) -m 'table=glob(*figure*)' $(ASKED)
+	@$(if $(BOTH),:,$(PUBLISH) -m 'table=glob(*figure*)' $(ASKED))
 
 claims: environment ## the papers' claims and contradictions beside what was measured: results/CLAIMS.md
 	@$(ENV_PYTHON) -m experiments.claims
+
+pictures: environment ## the tables and pictures that README and docs show, from what is stored
+	@$(ENV_PYTHON) -m experiments.pictures
 
 lint: environment-dev ## check style, layers and types
 	@$(ENV_PYTHON) -m ruff check .

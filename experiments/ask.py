@@ -45,8 +45,10 @@ def in_colors() -> bool:
 def _main(config: DictConfig) -> None:
     from experiments.asking.show import show
     from experiments.asking.work import ask
+    from experiments.launching.locks import presence
 
-    print(show(ask(config, PROMPTS[-1]), in_colors()))
+    with presence():
+        print(show(ask(config, PROMPTS[-1]), in_colors()))
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ def run_bench(config: DictConfig) -> Path:
     from experiments.benching.show import markdown, show
     from experiments.benching.work import differences, measure
     from experiments.errors import RunFailed
+    from experiments.launching.neighbors import edges
+    from experiments.launching.place import alone_to_time
     from experiments.store import create_folder, file_name, replace_json
 
     job = build(config)
@@ -32,7 +34,10 @@ def run_bench(config: DictConfig) -> Path:
     folder = results / "bench" / file_name(plan.identity["device"])
     create_folder(folder, results)
     print(f"bench of pair {job.run.pair.name}: {plan.headline}", flush=True)
-    content = measure(plan, [one for one in HydraConfig.get().overrides.task if re.match(PASSED_ON, one)])
+    pair, typed = job.run.pair, [one for one in HydraConfig.get().overrides.task if re.match(PASSED_ON, one)]
+    with alone_to_time(job.run.engine.device, pair, f"bench of pair {pair.name}"), edges() as seen:
+        content = measure(plan, typed)
+    content["notices"] = [*content["notices"], *seen.told("this bench was")]
     path = folder / f"{file_name(content['pair'])}_{plan.identity['dtype']}.json"
     replace_json(path, content)
     path.with_suffix(".md").write_text(markdown(content), encoding="utf-8")

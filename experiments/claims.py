@@ -10,8 +10,9 @@ from experiments.errors import UserError
 
 
 def write_claims(results: Path, pair: str) -> Path:
-    """Write CLAIMS.md. Raises UserError where that is not allowed, or a stored table lacks a number that is named."""
-    from experiments.paper.ledger import ledger, read_claims
+    """Write CLAIMS.md. Raises UserError where that is not allowed, or where a stored file is no table of numbers."""
+    from experiments.paper.claim import read_claims
+    from experiments.paper.ledger import ledger
 
     path = results / "CLAIMS.md"
     text = ledger(read_claims(), results, pair)

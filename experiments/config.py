@@ -184,13 +184,14 @@ def vary(method: Any, label: str, overrides: str) -> MethodSpec:
 def _choose_part(method: DictConfig, key: str, name: str) -> bool:
     """Put a yaml of the group conf/method/KEY in its place, if there is such a group. Raises UserError for its name."""
     path = key.replace("/", ".")
-    options = GlobalHydra.instance().config_loader().get_group_options(f"method/{key}", ObjectType.CONFIG)
+    loader = GlobalHydra.instance().config_loader()
+    options = _options(loader, f"method/{key}")
     if not options:
         return False
     if name not in options:
         raise UserError(f"{key}={name}: not found{near(name, options)}")
-    chosen = _composed(f"method/{key}/{name}")
-    OmegaConf.update(method, path, OmegaConf.select(chosen, f"method.{path}"), merge=False)
+    chosen = _compose_once(loader, f"method/{key}/{name}", ())
+    OmegaConf.update(method, path, copy.deepcopy(OmegaConf.select(chosen, f"method.{path}")), merge=False)
     return True
 
 
@@ -205,14 +206,16 @@ def compose_method(name: str) -> MethodSpec:
 
 
 def _compose_method(name: str) -> DictConfig:
-    return _composed("config", f"method={name}")["method"]
-
-
-def _composed(config_name: str, *overrides: str) -> DictConfig:
-    """A composition, made once by each of Hydra's loaders: the arms of many jobs name the same parts."""
-    return copy.deepcopy(_compose_once(GlobalHydra.instance().config_loader(), config_name, overrides))
+    return copy.deepcopy(_compose_once(GlobalHydra.instance().config_loader(), "config", (f"method={name}",))["method"])
 
 
 @lru_cache(maxsize=512)
 def _compose_once(loader: ConfigLoader, config_name: str, overrides: tuple[str, ...]) -> DictConfig:
+    """A composition, made once by each of Hydra's loaders: the arms of many jobs name the same parts. To be copied."""
     return compose(config_name=config_name, overrides=list(overrides))
+
+
+@lru_cache(maxsize=512)
+def _options(loader: ConfigLoader, group: str) -> list[str]:
+    """The yamls of a group, read once by each of Hydra's loaders."""
+    return loader.get_group_options(group, ObjectType.CONFIG)

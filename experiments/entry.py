@@ -13,6 +13,8 @@ from typing import Any, TextIO
 
 from experiments.errors import CONF, INTERRUPTED, exit_code, one_line, tell
 
+GPU_ORDER = "CUDA_DEVICE_ORDER"
+BY_BUS = "PCI_BUS_ID"  # how the driver lists GPUs; CUDA, left alone, counts the fastest first
 CONFIG_DIR = str(CONF)  # not from experiments.config: a command starts, and fails, before it pays for torch
 
 
@@ -52,6 +54,7 @@ def run_command(job: Callable[[], Any], interrupted: str | None = None) -> None:
     log_nowhere()
     logging.getLogger("experiments").propagate = False
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of being printed and swallowed
+    os.environ.setdefault(GPU_ORDER, BY_BUS)  # before torch looks: a number means the GPU whose lock is taken
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -28,6 +28,10 @@ class UserError(ValueError):
     """A mistake of the person who typed the command; the message is the one line they see."""
 
 
+class NotTrained(UserError):
+    """A job that needs weights which nobody has trained yet; the message names what trains them."""
+
+
 class RunFailed(RuntimeError):
     """A run that ended with more errors than allowed; its rows are stored."""
 
@@ -86,6 +90,17 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__ or link.__context__
+
+
+def caused_by(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an error of this kind is behind another one, also where pydantic wrapped it."""
+    wrapped = [
+        one.get("ctx", {}).get("error")
+        for link in _chain(error)
+        if isinstance(link, ValidationError)
+        for one in link.errors(include_url=False)
+    ]
+    return any(isinstance(one, kind) for one in [*_chain(error), *wrapped])
 
 
 def tell(error: BaseException, line: str) -> None:

@@ -36,10 +36,13 @@ def is_free(name: str, curve: Curve = "free") -> bool:
 
 
 def free_curve(arms: Arms, curve: Curve = "free") -> list[Arm]:
-    """The arms that a curve joins, sd first; none without an arm of its coin."""
+    """The arms that a curve joins, sd first; none without an arm of its coin, or without sd.
+
+    A curve without sd would end in a coin, which is slower than sd is at that fidelity.
+    """
     found = [arm for name, arm in arms.items() if is_free(name, curve) and arm.detail.rows]
-    tossed = any(arm.name.startswith(COINS[curve][0]) for arm in found)
-    return sorted(found, key=lambda arm: arm.name != "sd") if tossed else []
+    known = any(arm.name == "sd" for arm in found) and any(arm.name.startswith(COINS[curve][0]) for arm in found)
+    return sorted(found, key=lambda arm: arm.name != "sd") if known else []
 
 
 def settings_of(arms: Arms, names: Sequence[str]) -> list[Arm]:

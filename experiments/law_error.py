@@ -15,6 +15,7 @@ from experiments.entry import CONFIG_DIR, run_command
 
 def run_law_error(config: DictConfig) -> Path:
     """One comparison, from configuration to its folder."""
+    from experiments.launching.locks import presence
     from experiments.laws.setup import build
     from experiments.laws.show import markdown, show, write_csv
     from experiments.laws.work import measure, settle
@@ -26,7 +27,8 @@ def run_law_error(config: DictConfig) -> Path:
     folder = results / "law_errors" / f"{file_name(job.pair.name)}_{plan.law_id}"
     create_folder(folder, results)
     print(f"law errors of pair {job.pair.name}: {plan.headline}", flush=True)
-    content = measure(job, plan)
+    with presence():
+        content = measure(job, plan)
     replace_json(folder / "law_error.json", content)
     write_csv(folder / "law_error.csv", content)
     (folder / "law_error.md").write_text(markdown(content), encoding="utf-8")

@@ -16,12 +16,12 @@ import torch
 
 from experiments.conditions.meter import open_meter
 from experiments.fidelity import measure_fidelity
+from experiments.peak_memory import DevicePeak
 from experiments.records import Call, Row, count_rounds, trace_round
 from experiments.stopping import cut_at
 from experiments.tasks.base import Example, Task
 from viasd.decode import Adaptive, Decode, Decoder, Memory, Speculative
 from viasd.engine import Engine
-from viasd.reader import Reader
 from viasd.sampling import SeededDraws
 
 WARM_UP_TOKENS = 32
@@ -163,6 +163,7 @@ class Bench:
         self.engine, self.arms, self.task, self.tokenizer = engine, dict(arms), task, tokenizer
         self.decode, self.seed, self.repeats, self.costs, self.turns = decode, seed, repeats, costs, turns
         self.meter = open_meter(engine.device)
+        self.peaks: dict[str, int] = {}  # bytes of the accelerator above what lived before an arm's generation
         self._scores: dict[tuple[str, str], dict[str, float]] = {}
         # What an arm knew before the example at an index. At first: what it knows when it was just opened.
         self._memory = {(name, 0): snapshot(decoder) for name, decoder in arms.items()}
@@ -283,9 +284,11 @@ class Bench:
                     profile.end_round(decoder.adaptive())
 
             try:
-                generation = decoder.generate(prompt.ids, self.decode, draws, watch=event)
+                with DevicePeak(self.engine.device) as peak:
+                    generation = decoder.generate(prompt.ids, self.decode, draws, watch=event)
             finally:
                 self.engine.probe.watch = None
+        self.peaks[row.arm] = max(peak.above, self.peaks.get(row.arm, 0))
         row.reader_seconds, row.device_seconds = profile.seconds, profile.device_seconds
         row.profiled_seconds = watch.end - watch.prefilled
         traced = zip(generation.rounds, profile.rounds, profile.adaptive, strict=False)
@@ -400,15 +403,3 @@ def collection_off() -> Iterator[None]:
 def with_readers(arms: Mapping[str, Decoder]) -> dict[str, Speculative]:
     """The arms that are decode loops of this project: of others neither calls nor caches are known."""
     return {name: decoder for name, decoder in arms.items() if isinstance(decoder, Speculative)}
-
-
-def memory(engine: Engine, decoder: Speculative) -> float:
-    """Bytes of an arm's distinct parameters and caches."""
-    parameters: dict[int, int] = {}
-    caches: dict[int, int] = {}
-    for reader in decoder.readers.opened():
-        assert isinstance(reader, Reader)
-        for tensor in reader.model.parameters():
-            parameters[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-        caches[id(reader.cache)] = reader.cache.memory_bytes
-    return float(sum(parameters.values()) + sum(caches.values()))

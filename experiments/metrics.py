@@ -58,7 +58,8 @@ Summary = dict[str, dict[str, float | dict[str, float]]]
 class Metric:
     """One metric, or a family of them: `<...>` in its name stands for the keys of what `compute` returns.
 
-    `better`: which direction is an improvement, None where neither is. `digits`: decimals in tables.
+    `better`: which direction is an improvement, None where neither is. `digits`: decimals in tables. `examples`: which
+    ones it follows from, "timed" where one factor does; "none" of a property of the arm, which has no noise.
     `compute` returns None (or nan) where the metric does not apply to the arm; it is then absent.
     """
 
@@ -69,6 +70,7 @@ class Metric:
     description: str
     compute: Callable[[Arm], Number | Mapping[str, Number]]
     headline: bool = False
+    examples: Literal["judged", "timed", "none"] = "judged"
 
     def named(self, key: str) -> str:
         """Full name of a member of the family."""
@@ -87,61 +89,61 @@ class Metric:
 METRICS: tuple[Metric, ...] = (
     Metric(
         "tokens_per_second", "tokens/s", "higher", 0, "Committed tokens over decode seconds.",
-        tokens_per_second, headline=True,
+        tokens_per_second, headline=True, examples="timed",
     ),
     Metric(
         "speedup", "ratio", "higher", 2, "Vanilla's decode seconds per token over this arm's, on the same prompts.",
-        lambda arm: speedup(arm, arm.vanilla), headline=True,
+        lambda arm: speedup(arm, arm.vanilla), headline=True, examples="timed",
     ),
     Metric(
         "speedup_over.<arm>", "ratio", "higher", 2, "The named arm's decode seconds per token over this arm's.",
-        lambda arm: {name: speedup(arm, arm.arms.get(name)) for name in ("sd",)}, headline=True,
+        lambda arm: {name: speedup(arm, arm.arms.get(name)) for name in ("sd",)}, headline=True, examples="timed",
     ),
     Metric(
         "speedup_over_coin", "ratio", "higher", 2,
         "Seconds per token of a coin between sd and unread drafting at this arm's fidelity, over this arm's.",
-        speedup_over_coin, headline=True,
+        speedup_over_coin, headline=True, examples="timed",
     ),
     Metric(
         "speedup_over_slim_coin", "ratio", "higher", 2,
         "The same for a coin between sd and slim_only: above 1, a gate's judgment is worth its time.",
-        speedup_over_slim_coin,
+        speedup_over_slim_coin, examples="timed",
     ),
     Metric(
         "ideal_speedup", "ratio", "higher", 2,
-        "Speedup if every call took its isolated cost and nothing else took any time.", ideal_speedup,
+        "Speedup if every call took its isolated cost and nothing else took any time.", ideal_speedup, examples="timed",
     ),
     Metric(
         "predicted_tokens_per_second", "tokens/s", "higher", 0,
         "From this arm's calls, at the costs of calls in turn beside each example, and its loop's own time.",
-        predicted_tokens_per_second,
+        predicted_tokens_per_second, examples="timed",
     ),
     Metric(
         "speed_over_predicted", "ratio", None, 2, "Measured tokens per second over predicted_tokens_per_second.",
-        speed_over_predicted,
+        speed_over_predicted, examples="timed",
     ),
     Metric(
         "modelled_parallel_tokens_per_second", "tokens/s", "higher", 0,
         "Modelled, not measured: tokens per second with drafter and verifier at work at once, on two devices.",
-        modelled_parallel_tokens_per_second,
+        modelled_parallel_tokens_per_second, examples="timed",
     ),
     Metric(
         "request_speedup", "ratio", "higher", 2, "Vanilla's decode seconds per answer over this arm's.",
-        request_speedup,
+        request_speedup, examples="timed",
     ),
     Metric(
         "length_ratio", "ratio", None, 3,
         "This arm's tokens per answer over vanilla's (times request_speedup: speedup).",
-        length_ratio,
+        length_ratio, examples="timed",
     ),
     Metric(
         "end_to_end_tokens_per_second", "tokens/s", "higher", 0, "Committed tokens over prefill and decode seconds.",
-        lambda arm: arm.timed.ratio(tokens, request_seconds),
+        lambda arm: arm.timed.ratio(tokens, request_seconds), examples="timed",
     ),
     Metric(
         "time_to_first_token", "s", "lower", 4,
         "Mean seconds from the prompt to the first committed tokens, prefill included.",
-        lambda arm: arm.timed.ratio(first_token_seconds, lambda row: bool(row.first_token_seconds)),
+        lambda arm: arm.timed.ratio(first_token_seconds, lambda row: bool(row.first_token_seconds)), examples="timed",
     ),
     Metric(
         "fidelity", "share", "higher", 4,
@@ -247,33 +249,39 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "time_share.<reader>", "share", None, 3,
         "Decode time inside a reader's forwards; other: sampling, gates, host reads, commits. They sum to 1.",
-        time_shares,
+        time_shares, examples="timed",
     ),
     Metric(
         "device_share.<reader>", "share", "higher", 3,
         "Part of a reader's forwards in which the accelerator works, by its own events; the rest is launching.",
-        device_shares,
+        device_shares, examples="timed",
     ),
     Metric(
         "peak_memory", "bytes", "lower", 0, "Distinct parameters of the arm's readers, caches, device peak above them.",
-        lambda arm: arm.static.get("peak_memory"),
+        lambda arm: arm.static.get("peak_memory"), examples="none",
     ),
     Metric(
         "memory_ratio", "ratio", "lower", 3, "Peak memory over vanilla's.",
-        lambda arm: arm.static.get("memory_ratio"),
+        lambda arm: arm.static.get("memory_ratio"), examples="none",
     ),
     Metric(
         "energy_per_token", "J/token", "lower", 3,
         "Joules of the timed passes over committed tokens, prefill included: of the whole processor package and GPU.",
-        energy_per_token,
+        energy_per_token, examples="timed",
     ),
-    Metric("energy_ratio", "ratio", "lower", 3, "energy_per_token over vanilla's, on the same prompts.", energy_ratio),
+    Metric(
+        "energy_ratio", "ratio", "lower", 3, "energy_per_token over vanilla's, on the same prompts.", energy_ratio,
+        examples="timed",
+    ),
     Metric("new_tokens", "tokens", None, 1, "Mean tokens per answer.", lambda arm: arm.detail.ratio(tokens, one)),
     Metric(
         "length_limited", "share", "lower", 3, "Answers that ended at the length limit.",
         lambda arm: arm.detail.ratio(lambda row: row.finish_reason == "length", one),
     ),
-    Metric("n_timed", "examples", None, 0, "Examples behind the speed metrics.", lambda arm: len(arm.timed.rows)),
+    Metric(
+        "n_timed", "examples", None, 0, "Examples behind the speed metrics.", lambda arm: len(arm.timed.rows),
+        examples="timed",
+    ),
     Metric(
         "n_quality", "examples", None, 0, "Examples behind the quality metrics.",
         lambda arm: int(arm.detail.column(has_quality).sum()),

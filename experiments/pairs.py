@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from experiments.entry import results_folder
+from experiments.errors import NotTrained
 from viasd.models import Pair, PairError
 from viasd.spec import spec
 from viasd.widening import Scale
@@ -59,7 +60,7 @@ class TrainedPair(Pair):
         home = Path(self.trained).expanduser() if self.trained else results_folder(None) / "training" / "vsd"
         folders = [path.parent for path in sorted(home.glob("*/ablation.json"))]
         if not folders:
-            raise ValueError(
+            raise NotTrained(
                 f"trained={home}: nothing was trained there; accepted: what python scripts/train_vsd.py wrote"
             )
         models = {path.name: str(path) for path in folders if (path / "tokenizer_config.json").is_file()}

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,20 @@ def seconds_by_arm(runs: Path, identity: dict[str, Any]) -> dict[str, float]:
         with suppress(UserError):  # a run of a newer version tells nothing here
             stored = (folder.read_run() or {}).get("identity", {})
             if all(stored.get(key) == identity[key] for key in SAME):
-                for row in folder.read_rows():
-                    if row.decode_seconds:
-                        found[row.arm].append(request_seconds(row))
+                for arm, seconds in _timed(path.parent, _changed(folder.rows_path)):
+                    found[arm].append(seconds)
     return {arm: float(np.mean(seconds)) for arm, seconds in found.items()}
+
+
+@lru_cache(maxsize=2 * RUNS_READ)
+def _timed(path: Path, changed: int | None) -> list[tuple[str, float]]:
+    """Arm and seconds of each timed row of a run, read once while it does not change: the jobs of a plan share it."""
+    rows = RunFolder(path.parent.parent, path.name).read_rows()
+    return [(row.arm, request_seconds(row)) for row in rows if row.decode_seconds]
+
+
+def _changed(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def request_seconds(row: Row) -> float:

@@ -15,6 +15,8 @@ from experiments.entry import CONFIG_DIR, run_command
 
 def run_probe(config: DictConfig) -> Path:
     """One probe, from configuration to its folder."""
+    from experiments.launching.neighbors import edges
+    from experiments.launching.place import alone_to_time
     from experiments.probing.figure import draw
     from experiments.probing.setup import build
     from experiments.probing.show import show
@@ -26,7 +28,9 @@ def run_probe(config: DictConfig) -> Path:
     folder = job.settings.results / "probes" / f"{file_name(job.pair.name)}_{plan.probe_id}"
     create_folder(folder, job.settings.results)
     print(f"probe of pair {job.pair.name}: {plan.headline}", flush=True)
-    content = measure(job, plan)
+    with alone_to_time(job.engine.device, job.pair, f"probe of pair {job.pair.name}"), edges() as seen:
+        content = measure(job, plan)
+    content["notices"] = [*content["notices"], *seen.told("this probe was")]
     replace_json(folder / "probe.json", content)
     draw(content, folder / "probe.png")
     print(f"\n{show(content)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.entry import CONFIG_DIR, results_folder, run_command
-from experiments.errors import USER_MISTAKE, RunFailed, UserError, exit_code, one_line, tell
+from experiments.errors import NotTrained, RunFailed, UserError, caused_by, config_folders, near, one_line, tell
 
 if TYPE_CHECKING:
     from experiments.paper.jobs import Asked, Request
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from experiments.preview import Preview
     from experiments.tables import StoredRun
 
-PASSED_ON = r"[+~]*(pair|engine)\b"  # what is said of pair and engine, which every job is told, too
+PASSED_ON = r"[+~]*(pair|decode|engine)\b"  # groups of which every job is told what was typed
+GREEDY = "greedy"  # the yaml of conf/decode by which tables are made
 PREVIEWS: dict[tuple[str, ...], Preview] = {}  # by the overrides of a job: tables share runs
 FAILED: list[str] = []  # of the jobs of this process, for its end
 
@@ -34,10 +36,19 @@ def publish(config: DictConfig) -> list[Path]:
     """One table or figure, from configuration to its files."""
     published, asked = _build(config)
     runs = _obtain(published, asked)
-    folder = results_folder(asked.results_dir) / "published" / HydraConfig.get().runtime.choices["pair"]
-    paths = _write(published, runs, folder, config)
+    folder = results_folder(asked.results_dir) / "published" / folder_name(HydraConfig.get().runtime.choices)
+    made = folder / f"{published.name}.md"
+    if runs is None and made.is_file():  # numbers are not replaced by blanks
+        print(f"{published.title}: {made} stays as it is", flush=True)
+        return [made]
+    paths = _write(published, runs or [], folder, config)
     print(f"{published.title}: {', '.join(str(path) for path in paths)}", flush=True)
     return paths
+
+
+def folder_name(choices: Mapping[str, str]) -> str:
+    """The pair, and how it decodes where that is not as usual: neither overwrites the other."""
+    return choices["pair"] if choices["decode"] == GREEDY else f"{choices['pair']}_{choices['decode']}"
 
 
 def _build(config: DictConfig) -> tuple[Published, Asked]:
@@ -47,6 +58,8 @@ def _build(config: DictConfig) -> tuple[Published, Asked]:
     from experiments.paper.jobs import Asked
     from experiments.paper.spec import Drawing, Published, Table
 
+    if config.get("table") is None:
+        raise UserError(f"table: no value{near('', table_names())}")
     published = make(config.table, "table")
     if not isinstance(published, Published):
         raise UserError(f"table._target_={config.table.get('_target_')}: accepted: Table, SearchCost, Drawing")
@@ -57,19 +70,25 @@ def _build(config: DictConfig) -> tuple[Published, Asked]:
     return published, Asked(**{key: config[key] for key in Asked.__dataclass_fields__})
 
 
+def table_names() -> list[str]:
+    """The yamls of conf/table, and of table/ in what --config-dir adds, without the parts that they share."""
+    return [path.stem for folder in config_folders() for path in (folder / "table").glob("*.yaml")]
+
+
 def _requests(published: Published, asked: Asked) -> list[Request]:
     from experiments.paper.jobs import expand
 
     return expand(published, asked, [one for one in HydraConfig.get().overrides.task if re.match(PASSED_ON, one)])
 
 
-def _obtain(published: Published, asked: Asked) -> list[StoredRun]:
+def _obtain(published: Published, asked: Asked) -> list[StoredRun] | None:
+    """The runs of a table; None where something else has to be run before."""
     from experiments.paper.jobs import obtain
 
     runs = []
     for request in _requests(published, asked):
         if lacking(published, request):
-            break
+            return None
         run, failed = obtain(request)
         runs.append(run)
         FAILED.extend([failed] if failed else [])
@@ -77,7 +96,7 @@ def _obtain(published: Published, asked: Asked) -> list[StoredRun]:
 
 
 def lacking(published: Published, request: Request) -> bool:
-    """Whether a job cannot be built before something else is run; says so. Other mistakes are raised."""
+    """Whether a job cannot be built before something is trained; says so. Other mistakes are raised."""
     from experiments.config import build
 
     if published.needs is None:
@@ -86,7 +105,7 @@ def lacking(published: Published, request: Request) -> bool:
     try:
         build(config)
     except Exception as error:
-        if exit_code(error) != USER_MISTAKE:
+        if not caused_by(error, NotTrained):
             raise
         print(f"{published.name}: not measured: {one_line(error)}; {published.needs} comes first")
         return True
@@ -120,7 +139,7 @@ def _main(config: DictConfig) -> str:
         return str(publish(config)[0])
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # the other tables are made, then the first error is raised
-            tell(error, f"{config.table.get('name')}: {one_line(error)}")
+            tell(error, f"{(config.get('table') or {}).get('name')}: {one_line(error)}")
         raise
 
 
@@ -154,7 +173,14 @@ def _plan() -> None:
 
 
 def _make() -> None:
-    _main()
+    from experiments.paper.rendering import RENDERER
+
+    if {"-m", "--multirun"} & set(sys.argv[1:]):
+        RENDERER.beside()
+    try:
+        _main()
+    finally:
+        RENDERER.close()
     if FAILED:
         raise RunFailed("; ".join(FAILED))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from experiments.ending import check_errors, finish, stored_rows, summarize_rows
 from experiments.entry import CONFIG_DIR, log_nowhere, log_to, run_command
-from experiments.errors import RunFailed, UserError
+from experiments.errors import UserError
 from experiments.launching.report import sweep_told
 
 if TYPE_CHECKING:
-    from experiments.launching.neighbors import Neighbors
     from experiments.launching.place import Place
     from experiments.measure import Prompt
     from experiments.metrics import Summary
@@ -35,8 +37,8 @@ PREVIEWS: list[Preview] = []  # the jobs of this process, where they are only pl
 def run_job(config: DictConfig) -> Plan:
     """One run, from configuration to summary. A complete run is only shown again; failed examples are tried again."""
     from experiments.config import build
-    from experiments.launching.neighbors import Neighbors
     from experiments.launching.place import open_place
+    from experiments.launching.sweep import current
     from experiments.logged.facts import LIVE_NOTICE
     from experiments.plan import settle
     from experiments.stored.living import Busy
@@ -49,11 +51,11 @@ def run_job(config: DictConfig) -> Plan:
         plan = settle(job)
         stored = plan.folder.read_run() or {}
         plan.notices += [one for one in stored.get("notices", []) if one == LIVE_NOTICE]  # its rows are still there
-        plan.notices += Neighbors.read(stored).notice(plan.timed)
         print_header(plan)
         with closing(job.tracking.open(plan.folder)) as tracker:
             if missing_prompts(plan):
-                with plan.folder.measuring(), place.timing(plan, missing_prompts(plan)):
+                patient = current() is not None  # a sweep is not to fail for a job whose machine is lost
+                with plan.folder.measuring(patient), place.timing(plan, missing_prompts(plan)):
                     _measure(plan, missing_prompts(plan), tracker, place)  # read again: another may have been at it
                     finish(plan, show(plan), tracker)
             else:
@@ -102,10 +104,11 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker, place: Place) 
     from experiments.conditions.reading import read_conditions
     from experiments.conversations import NoHistory
     from experiments.costs import calibrate
-    from experiments.launching.jobs import is_worker
-    from experiments.launching.neighbors import Neighbors
+    from experiments.launching.jobs import failed_state, is_worker
+    from experiments.launching.neighbors import Neighbors, price_calls, timed_places
     from experiments.loading import decode_settings
-    from experiments.measure import Bench, memory, with_readers
+    from experiments.measure import Bench, with_readers
+    from experiments.peak_memory import memory_of_arms
     from experiments.store import utc_now
     from experiments.stored.living import Busy
     from experiments.tasks.code_judge import confinement
@@ -117,32 +120,38 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker, place: Place) 
     decoders = {name: arm.open(engine) for name, arm in plan.arms.items()}
     ours = with_readers(decoders)
     who, decode = {key: plan.identity[key] for key in CALIBRATED}, decode_settings(job, plan.tokenizer)
-    costs = calibrate(engine, ours, who, job.settings.results) if plan.timed else None
+    before = plan.folder.read_run() or {}
+    neighbors, costs = Neighbors.read(before), None
+    if plan.timed:
+        price = partial(calibrate, engine, ours, who, job.settings.results)
+        costs, seen = price_calls(price, job.settings.results / "settled")
+        neighbors.costs = seen.most
     turns = Turns(engine, costs, job.settings.seed) if costs else None
     bench = Bench(
         engine, decoders, job.task, plan.tokenizer, decode, job.settings.seed, job.settings.repeats, costs, turns
     )
-    before = plan.folder.read_run() or {}
-    neighbors = Neighbors.read(before)
     here = {"started": utc_now(), **identity.provenance(engine.device), **confinement(job.task)}
+    peaks: dict[str, int] = {}
     record = {
         "config": job.composed,
         "identity": plan.identity,
         "provenance": [*before.get("provenance", []), here],  # one for each start
         "snapshots": identity.snapshots(job.pair),
-        "notices": plan.notices,
-        "memory": {name: memory(engine, decoder) for name, decoder in ours.items()},
+        "memory": before.get("memory", {}),
         "call_costs": costs.cost_id if costs else before.get("call_costs"),
         "loops": before.get("loops", {}),
         "neighbors": neighbors.plain(),
         **({"rows": before["rows"]} if "rows" in before else {}),  # what holds of the rows of an earlier end
     }
-    plan.folder.write_run({"status": "running", **record})
+    stored = plan.folder.read_rows()
+    places = timed_places(stored) | {prompt.index for prompt in plan.prompts[: plan.timed]}
+    write = partial(write_record, plan, record, places)
+    write("running")
     try:
-        _start_tracking(plan, tracker, record)
-        bench.remember(plan.folder.read_rows())
+        _start_tracking(plan, tracker, stored, write)
+        bench.remember(stored)
         conversations = plan.open_conversations()
-        conversations.learn(plan.folder.read_rows())
+        conversations.learn(stored)
         texts = [one.prompt for one in job.task.in_seen_wording().examples("calibration", WARM_UP_PROMPTS)]
         warm = [plan.tokenizer(text).input_ids[: engine.slots // 2] for text in texts]
         bench.warm_up(warm[0])
@@ -157,8 +166,11 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker, place: Place) 
                     rows = bench.measure(conversations.complete(prompt), timed=timed)
                 except NoHistory as error:
                     rows = bench.refuse(prompt, error)
-                if timed and neighbors.count(prompt.index, max(beside, place.others())):
-                    note_neighbors(plan, neighbors, record)
+                disturbed = timed and neighbors.count(prompt.index, max(beside, place.others()))
+                if disturbed or bench.peaks != peaks:
+                    peaks, record["neighbors"] = dict(bench.peaks), neighbors.plain()
+                    record["memory"] = memory_of_arms(ours, peaks, record["memory"], engine.device)
+                    write("running")  # before the rows are there that were disturbed, or needed more than all before
                 conversations.learn(rows)
                 for row in rows:
                     row.measured_at = utc_now()
@@ -167,102 +179,48 @@ def _measure(plan: Plan, missing: list[Prompt], tracker: Tracker, place: Place) 
     except Busy:  # the run is another process's now, and so is what is said of it
         raise
     except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         here["conditions"]["after"] = read_conditions(engine.device)
         with suppress(UserError):  # a full disk must not hide why the run ended
-            plan.folder.write_run({"status": status, **record})
+            write(failed_state(error))
         raise
     here["conditions"]["after"] = read_conditions(engine.device)
-    plan.folder.write_run({"status": "measured", **record})  # done, or failed, is for the rows to say
+    record["memory"] = memory_of_arms(ours, bench.peaks, record["memory"], engine.device)  # by now all caches are there
+    write("measured")  # done, or failed, is for the rows to say
 
 
-def note_neighbors(plan: Plan, neighbors: Neighbors, record: dict[str, Any]) -> None:
-    """Say in run.json, before the rows are there, which of them were disturbed."""
-    from experiments.launching.neighbors import NOTICE
+def write_record(plan: Plan, record: Mapping[str, Any], timed: Collection[int], status: str) -> None:
+    """Write run.json. `timed`: places of all examples with timed rows, those that are there and those to come."""
+    from experiments.launching.neighbors import Neighbors
 
-    record["neighbors"] = neighbors.plain()
-    others = [notice for notice in plan.notices if NOTICE not in notice]
-    plan.notices[:] = others + neighbors.notice(plan.timed)  # the record holds the same list
-    plan.folder.write_run({"status": "running", **record})
+    notices = [*plan.notices, *Neighbors.read(record).notice(timed)]
+    plan.folder.write_run({"status": status, **record, "notices": notices})
 
 
-def _start_tracking(plan: Plan, tracker: Tracker, record: dict[str, Any]) -> None:
+def _start_tracking(plan: Plan, tracker: Tracker, rows: Sequence[Row], write: Callable[[str], None]) -> None:
     """A tracker that works beside the measurement is told of in run.json before it can disturb anything."""
     from experiments.logged.facts import LIVE_NOTICE
 
-    if tracker.start(plan.folder.read_rows()):
+    if tracker.start(rows):
         if LIVE_NOTICE not in plan.notices:
-            plan.notices.append(LIVE_NOTICE)  # the record holds the same list
-        plan.folder.write_run({"status": "running", **record})
-
-
-def stored_rows(plan: Plan) -> list[Row]:
-    """The rows that this plan asks for."""
-    from experiments.store import select
-
-    ids = plan.example_ids
-    return select(plan.folder.read_rows(), set(ids), set(ids[: plan.timed]))
+            plan.notices.append(LIVE_NOTICE)
+        write("running")
 
 
 def show(plan: Plan) -> Summary:
-    """Summarize the stored rows and print the tables."""
+    """Summarize the stored rows that are asked for, and print the tables."""
     from experiments.conditions.disturbed import disturbances
-    from experiments.metrics import summarize
-    from experiments.tables import static_metrics
+    from experiments.launching.neighbors import Neighbors, timed_places
     from experiments.text_tables import full_table, headline_table
 
     run, rows = plan.folder.read_run() or {}, stored_rows(plan)
-    temperature = plan.job.sampling.temperature
-    summary = summarize(rows, list(plan.arms), temperature=temperature, static=static_metrics(run))
+    summary = summarize_rows(plan, rows)
     print(full_table(summary))
     print(headline_table(summary, list(plan.arms)))
-    for notice in [*plan.notices, *disturbances(plan.job.task.name, rows, run.get("provenance", []))]:
+    disturbed = disturbances(plan.job.task.name, rows, run.get("provenance", []))
+    for notice in [*plan.notices, *Neighbors.read(run).notice(timed_places(rows)), *disturbed]:
         print(f"note: {notice}")
     print(f"rows: {plan.folder.rows_path}")
     return summary
-
-
-def finish(plan: Plan, summary: Summary, tracker: Tracker) -> None:
-    """Write summary.json, say in run.json how the run ended, and hand it to the tracker.
-
-    A run that ended with more than is asked for now stays as it is.
-    """
-    folder = plan.folder
-    if not plan.measured and is_part(plan):
-        return
-    folder.write_summary(summary, plan.timed, len(plan.prompts))
-    run = folder.read_run() or {}
-    status = "failed" if failed_examples(plan)[1] else "done"
-    folder.write_run({**run, "rows": folder.sealed(run.get("rows")), "status": status})
-    if notice := tracker.log_run(summary, stored_rows(plan)):
-        print(notice)
-
-
-def is_part(plan: Plan) -> bool:
-    """Whether the run ended, and its summary is of all that the plan asks for and of more."""
-    from experiments.store import read_json
-
-    of = (read_json(plan.folder.summary_path) or {}).get("of")
-    if of is None or (plan.folder.read_run() or {}).get("status") not in ("done", "failed"):
-        return False
-    stored, asked = (of["timed"], of["examples"]), (plan.timed, len(plan.prompts))
-    return stored != asked and all(has >= wants for has, wants in zip(stored, asked, strict=True))
-
-
-def failed_examples(plan: Plan) -> tuple[list[Row], bool]:
-    """The first error row of each example that failed, and whether they are more than `max_errors`."""
-    failed = {row.example_id: row for row in reversed(stored_rows(plan)) if row.error is not None}
-    return sorted(failed.values(), key=lambda row: row.index), len(failed) > plan.job.settings.max_errors
-
-
-def check_errors(plan: Plan) -> None:
-    """Raises RunFailed where more examples failed than allowed."""
-    failed, too_many = failed_examples(plan)
-    if too_many:
-        raise RunFailed(
-            f"{len(failed)} examples failed (max_errors={plan.job.settings.max_errors}), the first in arm "
-            f"{failed[0].arm}: {failed[0].error}"
-        )
 
 
 def print_header(plan: Plan) -> None:

@@ -50,7 +50,8 @@ class RunFolder:
         create_folder(self.path, self.results)
 
     def write_run(self, content: dict[str, Any]) -> None:
-        """Write run.json."""
+        """Write run.json. Raises Busy when another process took the run over."""
+        self._check_claim()
         replace_json(self.path / "run.json", {"schema_version": SCHEMA_VERSION, "run_id": self.run_id, **content})
 
     def read_run(self) -> dict[str, Any] | None:
@@ -59,7 +60,11 @@ class RunFolder:
         return None if content is None else upgrade_run(content, str(self.path / "run.json"))
 
     def write_summary(self, arms: dict[str, Any], timed: int, examples: int) -> None:
-        """Write summary.json, and of how many examples, the first in the run's order, it is."""
+        """Write summary.json, and of how many examples, the first in the run's order, it is.
+
+        Raises Busy when another process took the run over.
+        """
+        self._check_claim()
         of = {"timed": timed, "examples": examples}
         replace_json(self.summary_path, {"run_id": self.run_id, "of": of, "arms": arms})
 
@@ -84,16 +89,17 @@ class RunFolder:
         }
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
+    def measuring(self, patient: bool = False) -> Iterator[None]:
         """Be the only process that measures this run; a half-written last line of one that was killed is removed.
 
-        What a dead process left behind keeps nobody out (experiments.stored.living). Raises Busy when another one
-        measures it, and UserError when nothing can be written.
+        What a dead process left behind keeps nobody out; `patient`: one that may be dead is waited for
+        (experiments.stored.living). Raises Busy when another one measures it, and UserError when nothing can be
+        written.
         """
         self.create()
         with ExitStack() as stack:
             try:
-                self._claim = stack.enter_context(claimed(self.path))
+                self._claim = stack.enter_context(claimed(self.path, patient))
                 self._repair()
             except OSError as error:
                 raise self._not_writable(error) from error
@@ -107,8 +113,7 @@ class RunFolder:
 
         Raises UserError when they cannot be written (a full disk), and Busy when another process took the run over.
         """
-        if self._claim is not None:
-            self._claim.check()
+        self._check_claim()
         content = "".join(row.to_json() + "\n" for row in rows).encode("utf-8")
         before = self.rows_path.stat().st_size if self.rows_path.exists() else 0
         try:
@@ -137,6 +142,11 @@ class RunFolder:
                 rows = {key: one for key, one in rows.items() if one.arm != row.arm or one.index <= row.index}
             rows[row.example_id, row.arm] = row
         return list(rows.values())
+
+    def _check_claim(self) -> None:
+        """Nothing of another process's is overwritten. Who writes without measuring (a copy, a test) claims nothing."""
+        if self._claim is not None:
+            self._claim.check()
 
     def _repair(self) -> None:
         """Remove a last line that a kill cut short."""

@@ -22,6 +22,7 @@ from experiments.conditions.disturbed import disturbances
 from experiments.config import CHECKOUT
 from experiments.errors import UserError, exit_code, near, one_line
 from experiments.frontier import free_curve
+from experiments.launching.neighbors import stored_notices
 from experiments.metrics import Summary, in_order, summarize, summarize_tasks
 from experiments.records import Row
 from experiments.store import RunFolder
@@ -59,7 +60,10 @@ def read(folder: RunFolder) -> StoredRun:
         identity=identity,
         rows=rows,
         static=static_metrics(run),
-        notices=[*run.get("notices", []), *disturbances(identity["task"]["name"], rows, run.get("provenance", []))],
+        notices=[
+            *stored_notices(run, rows),
+            *disturbances(identity["task"]["name"], rows, run.get("provenance", [])),
+        ],
         settings={key: config[key] for key in ("method", "arms") if key in config},
     )
 

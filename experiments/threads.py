@@ -70,8 +70,8 @@ def core_count() -> int:
 def _measure(pair: Pair, engine: EngineSpec, who: Mapping[str, Any]) -> dict[str, Any]:
     roles = [role for role in ("target", "draft") if role in pair.models]
     slots = CONTEXT + DRAFTED + 1
-    loaded = Engine.load(pair, roles, engine.device, engine.dtype, slots, engine.mode)
-    with alone_on(device_names(loaded.device), f"the number of threads for pair {pair.name}"):
+    with alone_on(device_names(resolve_device(engine.device)), f"the number of threads for pair {pair.name}"):
+        loaded = Engine.load(pair, roles, engine.device, engine.dtype, slots, engine.mode)
         seconds = time_threads(open_round(loaded), candidates(who["cores"]))
     return {"threads": fewest(seconds), "seconds": {str(count): value for count, value in seconds.items()}, **who}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,20 +58,32 @@ def run_tune(config: DictConfig) -> Path:
 
 def _measure(plan: TunePlan, folder: TrialFolder) -> None:
     """Run what is missing, the methods in turn, so that neither has a quieter hour of the machine."""
+    from experiments.launching.place import alone_to_time
+
+    job = plan.job
+    done = folder.read_trials(list(job.tuned), job.settings.trials)
+    if all(len(own) == job.settings.trials for own in done.values()):
+        print("All trials are stored; nothing was measured again.")
+        return
+    log_to(folder.log_path)
+    device = next(iter(job.jobs.values())).engine.device
+    with alone_to_time(device, job.pair, f"tuning {plan.tune_id} on pair {job.pair.name}"):
+        _run_trials(plan, folder, done)
+
+
+def _run_trials(plan: TunePlan, folder: TrialFolder, done: dict[str, list[Trial]]) -> None:
+    """Run and store what `done` lacks."""
     from tqdm import tqdm
 
+    from experiments.launching.jobs import failed_state
+    from experiments.launching.neighbors import edges
     from experiments.tuning.folder import record
     from experiments.tuning.search import next_trial
     from experiments.tuning.space import apply
     from experiments.tuning.trial import Workbench
 
     tuned, settings = plan.job.tuned, plan.job.settings
-    done = folder.read_trials(list(tuned), settings.trials)
     stored, total = sum(map(len, done.values())), settings.trials * len(tuned)
-    if stored == total:
-        print("All trials are stored; nothing was measured again.")
-        return
-    log_to(folder.log_path)
     bench = Workbench(plan)
     told = record(plan, folder, bench.engine.device)
     folder.write_run({"status": "running", **told})
@@ -79,13 +92,15 @@ def _measure(plan: TunePlan, folder: TrialFolder) -> None:
             for number in range(settings.trials):
                 for name in (name for name in tuned if len(done[name]) == number):
                     drawn = next_trial(tuned[name], done[name], settings.min_fidelity, settings.seed)
-                    trial = bench.measure(drawn, apply(tuned[name].composed, drawn.setting, name))
+                    with edges() as seen:
+                        trial = bench.measure(drawn, apply(tuned[name].composed, drawn.setting, name))
+                    trial = replace(trial, neighbors=seen.most)
                     folder.append([trial])
                     done[name].append(trial)
                     bar.update()
     except BaseException as error:
         with suppress(UserError):  # a full disk must not hide why the tuning ended
-            folder.write_run({"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", **told})
+            folder.write_run({"status": failed_state(error), **told})
         raise
     folder.write_run({"status": "done", **told})
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,9 @@ from tqdm import tqdm
 
 from experiments.arms import vanilla
 from experiments.config import CHECKOUT, EngineSpec, compose_method, make, results_folder
+from experiments.entry import BY_BUS, GPU_ORDER
 from experiments.identity import digest, model_hash
+from experiments.launching.locks import alone_on, device_names, presence
 from experiments.masking import Replays, TrialLog, calibrate, curves_of, read_header
 from experiments.probing.setup import compose_tasks
 from experiments.prompting import open_prompting
@@ -112,7 +115,8 @@ def main() -> None:
     asked = {**setup.asked, "scoring": asdict(scoring), "plan": asdict(plan)}
     started, costs = time.perf_counter(), (read_header(path) or {}).get("costs")
     if costs is None and method is not None:
-        costs = json.loads(json.dumps(calibrate(setup.engine, setup.space.kept(setup.space.even()))))
+        with alone_on(device_names(setup.engine.device), f"call costs of pair {setup.pair.name}"):
+            costs = json.loads(json.dumps(calibrate(setup.engine, setup.space.kept(setup.space.even()))))
     log = TrialLog(path, {**asked, "costs": costs})
     replays = None
     if method is not None:
@@ -283,4 +287,6 @@ def regrets_by(
 
 
 if __name__ == "__main__":
-    main()
+    os.environ.setdefault(GPU_ORDER, BY_BUS)
+    with presence():  # runs that are timed beside it say so
+        main()

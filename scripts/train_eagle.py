@@ -44,7 +44,10 @@ def run_training(config: DictConfig) -> Path:
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train_eagle")
 def _main(config: DictConfig) -> str:
-    return str(run_training(config))
+    from experiments.launching.locks import presence
+
+    with presence():  # runs that are timed beside it say so
+        return str(run_training(config))
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from experiments.config import CHECKOUT, EngineSpec, make, results_folder
 from experiments.identity import digest, model_hash
+from experiments.launching.locks import presence
 from experiments.probing.setup import compose_tasks
 from experiments.prompting import open_prompting
 from experiments.resolve import describe_slim, resolve_mask
@@ -199,4 +200,5 @@ def report(texts: list[dict[str, Tensor]], weights: list[float]) -> dict[str, fl
 
 
 if __name__ == "__main__":
-    main()
+    with presence():  # runs that are timed beside it say so
+        main()

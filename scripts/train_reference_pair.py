@@ -43,6 +43,7 @@ from reference_data import (  # noqa: E402
     training_pools,
 )
 
+from experiments.launching.locks import presence  # noqa: E402
 from experiments.tasks.base import Example  # noqa: E402
 
 DROP = 0.4
@@ -286,4 +287,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with presence():  # runs that are timed beside it say so
+        main()

@@ -58,7 +58,10 @@ def work(settings: AblationSettings, trainings: list[ArmTraining]) -> Path:
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train_vsd")
 def _main(config: DictConfig) -> str:
-    return str(run_ablation(config))
+    from experiments.launching.locks import presence
+
+    with presence():  # runs that are timed beside it say so
+        return str(run_ablation(config))
 
 
 def main() -> None:

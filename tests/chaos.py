@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +22,9 @@ from experiments.launching.locks import lock_folder, presence
 from experiments.records import is_reading
 from experiments.run import main
 from experiments.store import RunFolder, read_json
+from experiments.stored.living import read_owner
 
+AIM = 10.0  # seconds that a kill waits for its process to measure something
 REFERENCE = Path(__file__).resolve().parents[1] / "viasd" / "reference"
 
 
@@ -32,6 +36,20 @@ def import_all() -> None:
         importlib.import_module(name)
     AutoModelForCausalLM.from_pretrained(REFERENCE / "draft")
     AutoTokenizer.from_pretrained(REFERENCE / "draft")
+
+
+def warm_up(typed: Sequence[str], folder: Path) -> None:
+    """Import, compose and hash in this process what these jobs need, for forked ones; nothing is measured or stored."""
+    import_all()
+    arguments, place = sys.argv, Path.cwd()
+    sys.argv = ["experiments.run", *typed, f"results_dir={folder}", "--plan"]
+    os.chdir(folder)
+    try:
+        with redirect_stdout(io.StringIO()):
+            main()
+    finally:
+        os.chdir(place)
+        sys.argv = arguments
 
 
 def start(typed: Sequence[str], folder: Path) -> int:
@@ -59,10 +77,14 @@ def wait(process: int) -> int:
 
 @dataclass
 class Chaos:
-    """`workers` processes at the same sweep; one is killed after each of `pauses` seconds, and started again."""
+    """`workers` processes at the same sweep; one is killed after each of `pauses` seconds, and started again.
+
+    Every other kill waits until its process measures a run, so that not all of them hit processes that load.
+    """
 
     typed: Sequence[str]
     folder: Path
+    results: Path
     workers: int
     pauses: Sequence[float]
     seed: int = 0
@@ -76,13 +98,16 @@ class Chaos:
         dice, ends = random.Random(self.seed), time.monotonic() + patience
         alive = [start(self.typed, self.folder) for _ in range(self.workers)]
         try:
-            for pause in self.pauses:
-                time.sleep(pause)
+            while self.killed < len(self.pauses):
+                time.sleep(self.pauses[self.killed])
                 alive = [self._at_work(process) for process in alive]
                 unlucky = dice.randrange(self.workers)
+                if self.killed % 2 == 0:
+                    self._aim(alive[unlucky])
                 os.kill(alive[unlucky], signal.SIGKILL)
-                assert wait(alive[unlucky]) in (-signal.SIGKILL, 0, 2)
-                self.killed += 1
+                code = wait(alive[unlucky])
+                assert code in (-signal.SIGKILL, 0, 2)
+                self.killed += code == -signal.SIGKILL  # it may have ended by itself just before
                 alive[unlucky] = start(self.typed, self.folder)
             while alive:
                 if time.monotonic() > ends:
@@ -97,6 +122,14 @@ class Chaos:
                 os.kill(process, signal.SIGKILL)
                 wait(process)
 
+    def _aim(self, process: int) -> None:
+        """Wait until a process measures a run, but not for one that has ended, and not for long."""
+        ends = time.monotonic() + AIM
+        while time.monotonic() < ends and not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if any(is_measured_by(process, path) for path in self.results.glob("runs/*")):
+                return
+            time.sleep(0.005)
+
     def _at_work(self, process: int) -> int:
         """The process, or a new one where it has ended: done, or it found a run taken."""
         ended, status = os.waitpid(process, os.WNOHANG)
@@ -104,6 +137,18 @@ class Chaos:
             return process
         assert os.waitstatus_to_exitcode(status) in (0, 2)
         return start(self.typed, self.folder)
+
+
+def is_measured_by(process: int, run: Path) -> bool:
+    """Whether a process is at a run whose models are loaded."""
+    owner = read_owner(run)
+    return owner is not None and owner.pid == process and (read_json(run / "run.json") or {}).get("status") == "running"
+
+
+def begun_again(results: Path) -> int:
+    """How many runs were measured by more than one process."""
+    told = [read_json(path) or {} for path in results.glob("runs/*/run.json")]
+    return sum(len(one["provenance"]) > 1 for one in told)
 
 
 def plain_rows(results: Path) -> dict[str, list[dict[str, object]]]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
 
 from experiments.config import CHECKOUT, make
-from experiments.paper.build import arms_of
+from experiments.paper.agreement import FEW
+from experiments.paper.build import arms_of, build_table
+from experiments.paper.cells import block_cells, small_print
+from experiments.paper.search_cost import search_cells, search_print
 from experiments.paper.spec import Drawing, Published, SearchCost, Table
+from experiments.paper.write import csv_text, render
 from experiments.records import Row
 from experiments.tables import StoredRun
 
@@ -18,6 +25,7 @@ TABLES = sorted(path.stem for path in (CHECKOUT / "conf" / "table").glob("*.yaml
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@cache
 def read_table(name: str) -> Any:
     """The spec of a yaml in conf/table. Hydra has to be initialized."""
     return make(compose("publish", [f"table={name}"]).table, "table")
@@ -28,7 +36,8 @@ def arms_shown(published: Published) -> list[str]:
     if isinstance(published, Table):
         named = [name for key, row in published.lines.items() for name in arms_of(key, row)]
     elif isinstance(published, SearchCost):
-        named = [published.baseline, *published.arms.values()]
+        own = published.arms.values()
+        named = [published.baseline, *(name for one in own for name in (one.arm, one.base, one.control))]
     else:
         assert isinstance(published, Drawing)
         named = list(arms_in(published.options))
@@ -47,7 +56,7 @@ def arms_in(options: Mapping[str, Any]) -> Sequence[str]:
             found += value.values()
         elif key == "relative_to":
             found += [value] if isinstance(value, str) else [*value, *value.values()]
-        elif key == "reference":
+        elif key in ("reference", "controls"):
             found += value
     return found
 
@@ -104,3 +113,35 @@ def make_run(task: str, arms: Sequence[str], examples: int = 3, **identity: Any)
         static={arm: {"memory_ratio": 1 + 0.01 * place} for place, arm in enumerate(arms)},
         notices=[],
     )
+
+
+SEARCHES = {
+    0.6: {"kept": [0, 1, 2, 3, 4, 5], "layers": 16, "trials": 40, "seconds": 32.4, "break_even_tokens": {"even": None}},
+    0.45: {"kept": list(range(9)), "layers": 16, "trials": 9, "seconds": 1284.4, "break_even_tokens": {"sd": None}},
+}
+
+
+def make_runs(published: Published, **identity: str) -> list[StoredRun]:
+    return [make_run(task, arms_shown(published), **identity) for task in published.tasks]
+
+
+def texts_of(published: Published, runs: Sequence[StoredRun]) -> dict[str, str]:
+    if isinstance(published, SearchCost):
+        cells = search_cells(published, runs, SEARCHES)
+        return render(published, {"search": cells}, search_print(published, runs, "reference"))
+    assert isinstance(published, Table)
+    built = build_table(published, runs, "reference")
+    blocks = {block.title: block_cells(built, block) for block in built.blocks}
+    return {**render(published, blocks, small_print(built)), "csv": csv_text(built)}
+
+
+@cache
+def texts_named(name: str) -> dict[str, str]:
+    """The texts of a table of conf/table over made rows."""
+    published = read_table(name)
+    runs = [make_run(task, arms_shown(published), examples=FEW) for task in published.tasks]
+    return texts_of(published, runs)
+
+
+def lines_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))

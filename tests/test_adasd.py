@@ -450,6 +450,7 @@ def bench(tiny: ModelFactory, variant: ModelFactory) -> Bench:
     """What a profiled and a timed pass need."""
     target = tiny("llama")
     made = object.__new__(Bench)
+    made.peaks = {}
     made.engine = Engine({"target": target, "draft": variant(target, "noisy")}, IDS_OF_MODELS, 96)
     method = method_of(JsVerifier(), EntropyStop(cap=4))
     made.arms = {"adasd": method.open(made.engine), "sd": method_of(RuleVerifier()).open(made.engine)}

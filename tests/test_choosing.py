@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from experiments.choosing.candidates import measure
+from experiments.choosing.candidates import largest_shortfall, measure
 from experiments.choosing.cost_model import fit, prices, solve, work_of
-from experiments.choosing.knobs import read_knobs
+from experiments.choosing.knobs import is_lossless, read_knobs
 from experiments.choosing.recommend import cells, choose, explain, probed_lengths, replicated
 from experiments.choosing.variants import Rounds, lengths, thresholds, views
 from experiments.errors import UserError
 from experiments.probing.summary import MEAN
+from experiments.tables import StoredRun
 from tests.drawn_runs import ARMS, Made, make_row, make_runs, method
 
 STEP = {"target": 0.008, "draft": 0.001, "slim -2 even": 0.004, "slim -3 even": 0.002}  # seconds of a call
 SCALE, PER_ROUND = 1.25, 0.003
+LENIENCE = "baselines.rules.lenience.Lenience"
 
 
 def make_probe(pair: str = "made_up") -> dict[str, Any]:
@@ -53,6 +55,13 @@ def priced(arms: Mapping[str, Made]) -> dict[str, Made]:
     return found
 
 
+def judged_as_trees(runs: list[StoredRun]) -> list[StoredRun]:
+    """The runs with the arm `tree` judged as EAGLE's trees are: without loss, and no plain sd."""
+    for run in runs:
+        run.identity["arms"]["tree"]["verifier"] = {"_target_": "viasd.tree_judging.TreeVerifier"}
+    return runs
+
+
 RUNS = make_runs()
 
 
@@ -73,8 +82,26 @@ def test_knobs_are_read_from_the_method_as_it_was_run() -> None:
     exact["verifier"]["gate"] = ratio
     assert read_knobs(exact).thresholds == {"reading": "swapped", "floor": 0.0}
     other = method("slim_only", ARMS["sd"])
-    other["verifier"]["reader"] = "slim"
+    other["verifier"] = {**other["verifier"], "reader": "slim", "slim": {"_target_": "viasd.verification.SlimView"}}
     assert not read_knobs(other).lossless
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "lossless"),
+    [
+        ("baselines.controls.CoinMix", {"p": 1.0}, True),
+        ("baselines.controls.CoinMix", {"p": 0.5}, False),
+        ("viasd.verification.RuleVerifier", {"rule": {"_target_": LENIENCE, "l": 1.0}}, True),
+        ("viasd.verification.RuleVerifier", {"rule": {"_target_": LENIENCE, "l": 0.5}}, False),
+        ("viasd.tree_judging.TreeVerifier", {"of_other_days": 1}, False),  # nothing is claimed of what cannot be built
+        ("gone.Verifier", {}, False),
+    ],
+)
+def test_settings_decide_and_what_is_unknown_is_not_lossless(
+    caplog: pytest.LogCaptureFixture, target: str, settings: dict[str, Any], lossless: bool
+) -> None:
+    assert is_lossless({"_target_": "viasd.method.Method", "verifier": {"_target_": target, **settings}}) is lossless
+    assert not caplog.records
 
 
 # --- what is recommended ------------------------------------------------------------------------------------------
@@ -101,7 +128,7 @@ def test_nothing_is_recommended_over_sd() -> None:
     assert choice.recommended is None and choice.best is choice.measured.baseline
     assert explain(choice).startswith("Nothing is to be recommended over sd at a shortfall of at most 0: use sd (")
     assert "resamples" not in explain(choice)
-    close = choose(make_runs({**ARMS, "gate_0.8": Made(9.4, 0.0, 4, "s", 0.6, {"threshold": 0.8})}), 0.012)
+    close = choose(make_runs({**ARMS, "gate_0.8": Made(9.4, 0.004, 4, "s", 0.6, {"threshold": 0.8})}), 0.012)
     assert close.recommended is None and close.best.arm == "gate_0.8"
     assert "so undecided; this many prompts would find 1." in explain(close)
 
@@ -111,8 +138,49 @@ def test_a_lossy_arm_without_a_loss_is_not_taken_for_lossless() -> None:
     measured = measure(make_runs(arms, noise=False))
     gate, sd = (next(one for one in measured.candidates if one.arm == name) for name in ("gate_0.8", "sd"))
     assert gate.shortfall.value == sd.shortfall.value == 0 and sd.worst == 0
-    assert gate.worst == pytest.approx(3 / (2 * 12 * 40))
-    assert not gate.fits(0.003) and gate.fits(0.0032)
+    assert gate.worst == pytest.approx(3 / (2 * 12))  # of prompts, not of their 40 tokens: losses come together
+    assert not gate.fits(0.12) and gate.fits(0.13)
+    first, second = make_runs(arms, noise=False)
+    second.rows[:] = [row for row in second.rows if row.index < 6]
+    place = measure([first, second]).place
+    assert largest_shortfall(place, "gate_0.8", gate.knobs) == pytest.approx(3 / 6 / 2)  # all of it on the shorter task
+    one = make_runs(arms, prompts=2, noise=False)
+    assert next(arm.worst for arm in measure(one).candidates if arm.arm == "gate_0.8") == 0.75
+
+
+def test_one_loss_says_no_more_than_none() -> None:
+    """The interval of an arm with a single loss is narrow, and would let it pass where an arm without any may not."""
+    arms = {**ARMS, "gate_0.8": Made(7.0, 0.0, 4, "s", 0.6, {"threshold": 0.8})}
+    worst, high = [], []
+    for lossy in (0, 1, 2, 3):
+        runs = make_runs(arms, noise=False)
+        for row in [row for row in runs[0].rows if row.arm == "gate_0.8"][:lossy]:
+            row.token_loss[0] = 1.0
+        gate = next(one for one in measure(runs).candidates if one.arm == "gate_0.8")
+        estimate = gate.shortfall.estimate()
+        worst.append(gate.worst)
+        high.append(None if estimate is None else estimate.high)
+    assert worst[:3] == [3 / 24] * 3 and high[1] is not None and high[1] < 0.01
+    assert worst[3] == high[3] and worst[3] < 0.01
+
+
+def test_the_losses_of_an_arm_are_no_reason_against_another() -> None:
+    """An arm that showed no loss but does not fit is never the fastest within the bound, in no resample."""
+    arms = {**ARMS, "tree": Made(8.0, length=4), "gate_0.8": Made(7.0, 0.0, 4, "s", 0.6, {"threshold": 0.8})}
+    choice = choose(judged_as_trees(make_runs(arms)), 0.0)
+    assert choice.recommended is not None and choice.recommended.arm == "tree"
+    assert choice.sure == 1 and choice.picked == 1
+
+
+@pytest.mark.parametrize("prompts", [1, 4, 9])
+def test_nothing_is_recommended_by_few_prompts(prompts: int) -> None:
+    arms = {**ARMS, "tree": Made(6.0, length=4)}
+    choice = choose(judged_as_trees(make_runs(arms, prompts=prompts)), 0.0)
+    assert choice.few and choice.recommended is None and choice.best.arm == "tree"
+    assert f"Too few prompts to recommend anything by: {prompts} prompt" in explain(choice)
+    assert "resamples" not in explain(choice) and "would find" not in explain(choice)
+    enough = choose(judged_as_trees(make_runs(arms, prompts=10)), 0.0)
+    assert not enough.few and enough.recommended is not None and "Too few" not in explain(enough)
 
 
 def test_one_prompt_is_not_enough() -> None:

@@ -83,6 +83,21 @@ def test_the_host_is_read_from_its_files(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_cores_and_packages_that_throttled_are_counted_once(tmp_path: Path) -> None:
+    """Two packages of two cores with two threads each; the threads of one core may differ by the last event."""
+    tree: dict[str, str] = {}
+    for cpu in range(8):
+        core, package = cpu % 4, cpu % 4 // 2
+        tree[f"{CORE}{cpu}/topology/physical_package_id"] = f"{package}\n"
+        tree[f"{CORE}{cpu}/topology/thread_siblings_list"] = f"{core},{core + 4}\n"
+        tree[f"{CORE}{cpu}/thermal_throttle/core_throttle_count"] = f"{core + (cpu == 7)}\n"
+        tree[f"{CORE}{cpu}/thermal_throttle/package_throttle_count"] = f"{10 * (package + 1)}\n"
+    plant(tmp_path, tree)
+    told = read_host(tmp_path, cores=range(8))["throttling"]
+    assert told == {"core_throttle": 0 + 1 + 2 + 4, "package_throttle": 10 + 20}
+    assert read_host(tmp_path, cores=[0, 1, 5])["throttling"] == {"core_throttle": 1, "package_throttle": 10}
+
+
 def test_what_is_absent_or_strange_is_left_out(tmp_path: Path) -> None:
     assert read_host(tmp_path, cores=[0]) == {} and read_host(tmp_path / "nowhere", cores=[]) == {}
     strange = dict.fromkeys(TREE, "?\n")

@@ -33,7 +33,7 @@ from experiments.figures import (
 )
 from experiments.figures.style import COLUMN, PAGE, mark, render, save
 from experiments.figures.traces import sources_of
-from experiments.figures.values import open_runs, sweeps
+from experiments.figures.values import estimate, open_runs, sweeps
 from experiments.records import Row
 from experiments.tables import StoredRun
 from tests.drawn_runs import ARMS, Made, make_runs
@@ -167,6 +167,34 @@ def test_a_sweep_draws_the_metric() -> None:
     assert figure.axes[0].get_ylabel() == "tokens per second" and figure.axes[0].get_xlabel() == "stop.length"
     relative = sweep_line.draw(make_runs(noise=False), lines={"sd": {"sd": 4}}, relative_to="vanilla", shown="tasks")
     assert len(relative.axes) == 2 and lines_of(relative)["sd"].get_ydata() == pytest.approx([1.0])
+
+
+def test_controls_stand_beside_a_sweep_with_their_fidelity() -> None:
+    """A control near the lines is a muted level; one far off is told with its value and leaves the axis alone."""
+    options: dict[str, Any] = {"lines": {"sd": {"sd_2": 2, "sd": 4}}, "fidelity": True}
+    plain, figure = (
+        sweep_line.draw(RUNS, **options, controls=names) for names in ((), ("gate_0.8", "vanilla", "gone"))
+    )
+    (place,) = open_runs(RUNS).panels.values()
+    low, high = plain.axes[0].get_ylim()
+    told = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
+    for name in ("gate_0.8", "vanilla"):
+        speed, faithful = (estimate(place, name, metric) for metric in ("tokens_per_second", "fidelity"))
+        assert speed is not None and faithful is not None
+        near = low - 0.6 * (high - low) <= speed.value <= high + 0.6 * (high - low)
+        where = "" if near else f": {speed.value:.2f}, {'above' if speed.value > high else 'below'} the panel"
+        assert f"{name}, fidelity {faithful.value:.3f}{where}" in told
+    assert any("the panel" in text for text in told) and any("the panel" not in text for text in told)
+    assert "No number: gone" in texts(figure) and any(text.startswith("sd, fidelity ") for text in told)
+
+
+def test_another_metric_stands_in_the_last_line_of_a_cell() -> None:
+    figure = heat_map.draw(RUNS, cells={"a": {"x": "sd"}}, beside="fidelity", relative_to="vanilla", intervals=False)
+    (place,) = open_runs(RUNS).panels.values()
+    (cell,) = (text.get_text() for text in figure.axes[0].texts)
+    first, last = cell.splitlines()
+    assert first.startswith(("+", "-")) and last == f"{estimate(place, 'sd', 'fidelity').value:.4f}"  # type: ignore[union-attr]
+    assert "(last line: fidelity)" in texts(figure)
 
 
 def test_lines_are_found_by_their_knob() -> None:

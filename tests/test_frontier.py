@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,19 @@ def test_speedup_over_coin_by_hand() -> None:
     assert [speedup_over_coin(arms[name]) for name in ("beyond", *CURVE)] == [None] * 5
     without = exact({name: CURVE[name] for name in ("vanilla", "sd", "draft_only")} | {"half": (5.0, 0.05)})
     assert free_curve(without) == [] and speedup_over_coin(without["half"]) is None
+
+
+def test_a_curve_without_sd_is_none() -> None:
+    """Its end would be the coin that reads most, which is slower than sd at that fidelity: everything would beat it."""
+    names = ("vanilla", "coin_mix@0.5", "draft_only", "coin_slim@0.5", "slim_only")
+    slim = {"coin_slim@0.5": (8.0, 0.05), "slim_only": (6.0, 0.1)}
+    without = {name: {**CURVE, **slim}[name] for name in names} | {"half": (5.0, 0.15)}
+    rows = [row for arm in exact({**without, "sd": CURVE["sd"]}).values() for row in arm.detail.rows]
+    failed = [replace(row, error="out of memory", decode_seconds=[]) if row.arm == "sd" else row for row in rows]
+    for arms in (exact(without), compare(failed, [*without, "sd"])):
+        assert free_curve(arms) == free_curve(arms, "slim") == []
+        assert speedup_over_coin(arms["half"]) is None and speedup_over_slim_coin(arms["half"]) is None
+        assert len(coin_line([arms])[0]) == 0
 
 
 def test_speedup_over_the_slim_coin_by_hand() -> None:

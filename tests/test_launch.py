@@ -14,17 +14,21 @@ import torch
 from chaos import is_installed, plain_rows
 from commands import call
 from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 
 import viasd
 from experiments.launching import slots, sweep
 from experiments.launching.kept import KEEPER, ModelKeeper
 from experiments.launching.locks import presence
-from experiments.launching.report import seconds_left
-from experiments.launching.sweep import Outcome, Sweep, product_commands
+from experiments.launching.report import Watch, progress, seconds_left, sweep_told
+from experiments.launching.sweep import Outcome, State, Sweep, product_commands
 from experiments.measure import Bench, Prompt
 from experiments.records import Row
 from experiments.run import main, serial
 from experiments.store import RunFolder, read_json
+from experiments.stored.catalog import open_entry
+from experiments.stored.checks import verify
+from experiments.tables import read
 from viasd.models import Pair
 
 SMALL = ["track=none", "limit=1", "task.max_new_tokens=4", "task.test_size=4", "arms=[vanilla,sd]"]
@@ -70,8 +74,33 @@ def test_timing_off_leaves_seconds_out_and_they_can_be_added(
         assert after.decode_seconds and all(getattr(before, name) == getattr(after, name) for name in counts)
     notice = "1 of 1 timed examples were measured while other jobs of viasd were at work on this host (up to 1 at once)"
     stored = folder.read_run() or {}
-    assert notice in out and notice in stored["notices"] and stored["neighbors"] == {"disturbed": [0], "most": 1}
-    assert notice in run(capsys, tmp_path)[1] and notice not in run(capsys, tmp_path, "timing=off")[1]
+    assert (
+        notice in out
+        and notice in stored["notices"]
+        and stored["neighbors"] == {"disturbed": [0], "most": 1, "costs": 1}
+    )
+    assert notice in run(capsys, tmp_path)[1]
+    code, out, err = run(capsys, tmp_path, "timing=off", "quality_limit=2")  # speeds stay, and what is said of them
+    assert code == 0 and notice not in out and notice in (folder.read_run() or {})["notices"], err
+    check_extent(folder, timed=1, examples=2)
+    folder.write_run({**(folder.read_run() or {}), "notices": ["other"]})  # as a run has it that lost it
+    assert read(folder).notices[:2] == ["other", notice]
+
+
+def test_seconds_of_fewer_examples_leave_the_others_in_the_summary(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for typed in (["timing=off", "quality_limit=2"], ["quality_limit=1"]):
+        code, _, err = run(capsys, tmp_path, *typed, "arms=[vanilla]")
+        assert code == 0, err
+    check_extent(only_run(tmp_path), timed=1, examples=2)
+
+
+def check_extent(folder: RunFolder, timed: int, examples: int) -> None:
+    """The summary is of so many, and its rows give it."""
+    entry, told = open_entry(folder), read_json(folder.summary_path) or {}
+    assert told["of"] == {"timed": timed, "examples": examples} and "tokens_per_second" in told["arms"]["vanilla"]
+    assert entry is not None and entry.state == "done" and verify(entry) == []
 
 
 def test_one_process_loads_a_pair_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -225,6 +254,39 @@ def test_jobs_fit_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slots.jobs_at_once(None, 1, 1) == 2
     with pytest.raises(ValueError, match=r"launch.gpus=3"):
         slots.jobs_at_once(None, 1, 3)
+
+
+def test_a_job_that_is_queued_again_is_told_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep_ = Sweep(tmp_path / "sweep", 2, ["t"], 0.0, "here:1", [], [])
+    sweep_.begin()
+    monkeypatch.setattr("experiments.launching.report.begun", lambda: sweep_)
+    watch, course = Watch(), list[tuple[State, int]]()
+    course += [("running", 0), ("interrupted", 0), ("running", 0), ("done", 1), ("done", 0)]
+    for state, lines in course:
+        sweep_.store(Outcome(0, ["t=a"], "qa", state, run_id="0123", process="there:1"))
+        watch.look()
+        assert capsys.readouterr().out.count("done: t=a: run 0123") == lines
+        assert "failed" not in progress(sweep_)
+    (sweep_.folder / "job_0000.json").write_text("not to be read again")
+    sweep_.store(Outcome(1, ["t=b"], "qa", "failed", reason="no luck", process="there:1"))
+    with monkeypatch.context() as patched:
+        patched.setattr("experiments.launching.report.progress", lambda _: "")
+        watch.look()
+    assert "failed: t=b: no luck" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_jobs_of_this_process_are_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr(Watch, "start", lambda self: started.append(True))
+    target = "hydra_plugins.x.Launcher" if elsewhere else "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+    told = {"launcher": {"_target_": target}, "overrides": {"hydra": [], "task": []}, "job": {"env_set": {}}}
+    config = OmegaConf.create({"results_dir": str(tmp_path), "hydra": told})
+    with sweep_told():
+        sweep.Announce().on_multirun_start(config)
+    assert started == [True] * elsewhere
 
 
 def test_words_of_a_sweep_reach_its_jobs(tmp_path: Path) -> None:

@@ -66,6 +66,22 @@ def test_six_jobs_by_two_workers(launcher: str, one_by_one: Path, tmp_path: Path
     check_locks(tmp_path / "results")
 
 
+def test_jobs_of_submitit_have_the_gpus_of_their_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that lists three GPUs, of which the command sees two; which of them a job has, its lock says."""
+    need("local_submitit")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf 'GPU-aa1\\nGPU-bb2\\nGPU-cc3\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
+    monkeypatch.setenv("VIASD_LOCKS", str(tmp_path / "locks"))
+    typed = ["task=qa", "seed=0,1", "hydra/launcher=local_submitit", "launch.gpus=1", "launch.jobs=2"]
+    process = command(tmp_path / "results", *typed, "engine.device=cpu")
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert {path.name for path in (tmp_path / "locks").glob("slot_*")} == {"slot_GPU-cc3_0.lock", "slot_GPU-aa1_0.lock"}
+
+
 @pytest.mark.parametrize("launcher", PLUGINS)
 def test_failed_jobs_are_told_by_the_process_that_waits(launcher: str, tmp_path: Path) -> None:
     need(launcher)

@@ -11,11 +11,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from baselines.hf import LibraryLoop
 from baselines.rules.lenience import Lenience
 from baselines.rules.typical import Typical
 from experiments.arms import Context, derive
+from experiments.choosing.knobs import read_knobs
 from experiments.config import CHECKOUT, build, make
 from experiments.errors import UserError, exit_code, one_line
+from experiments.loading import describe
 from viasd.hierarchical import Hierarchical
 from viasd.method import Method
 from viasd.models import Pair
@@ -23,6 +26,11 @@ from viasd.verification import PairModel, RuleVerifier
 
 METHODS = sorted(path.stem for path in (CHECKOUT / "conf" / "method").glob("*.yaml"))
 RULES = sorted(path.stem for path in (CHECKOUT / "conf" / "method" / "verifier" / "rule").glob("*.yaml"))
+LOSSLESS = {
+    "adasd_gen_only", "clasp", "cs_drafting", "cs_drafting_mid", "eagle1", "eagle2", "eagle3", "eagle3_chain",
+    "hf_assisted", "hf_generate", "hf_lookup", "pearl", "prompt_lookup", "sd", "sd_adaedl", "sd_confidence",
+    "sd_cost_aware", "sd_heuristic", "sd_svip", "sd_tree", "self_sd", "specinfer", "swift", "vanilla", "via_sd_exact",
+}  # fmt: skip
 TASKS = sorted(path.stem for path in (CHECKOUT / "conf" / "task").glob("*.yaml"))
 GROUPS = {"pair": "reference", "decode": "greedy", "engine": "default", "track": "wandb"}
 PAIR = Pair(name="p", models={"target": "t", "draft": "d", "mid": "m"})
@@ -49,7 +57,10 @@ def unnamed_fields(node: Any, key: str) -> list[str]:
 def test_method_yaml_names_every_field(name: str) -> None:
     node = compose("config", [f"method={name}"])["method"]
     assert unnamed_fields(node, "method") == []
-    assert make(node, "method").name == name
+    made = make(node, "method")
+    assert made.name == name
+    own = made.verifier.lossless if isinstance(made, Method) else LibraryLoop.lossless
+    assert read_knobs(describe(made)).lossless == own == (name in LOSSLESS)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,10 +154,10 @@ def test_unread_drafts() -> None:
     assert not [name for name in summary["coin_mix@0.8"] if name.endswith("unconditional")]
 
 
-def random_rows(examples: int = 12, timed: int = 6, seed: int = 0) -> list[Row]:
+def random_rows(examples: int = 12, timed: int = 6, seed: int = 0, arms: Sequence[str] = ARMS) -> list[Row]:
     draw, rows = random.Random(seed), []
     for index in range(examples):
-        for arm in ARMS:
+        for arm in arms:
             tiers = {tier: draw.randint(0, 9) for tier in ("draft", "slim", "target")}
             count = draw.randint(5, 20)
             row = Row(f"e{index}", arm, index, new_tokens=count, rounds=4, quality=draw.random(), drafted=40,
@@ -237,6 +239,41 @@ def test_registry_knows_every_name_once(hand: Summary) -> None:
             assert [metric for metric in METRICS if metric.key(name) is not None] == [find(name)]
     assert all(metric.description and metric.unit and metric.digits >= 0 for metric in METRICS)
     assert [metric.name for metric in METRICS if metric.headline][:2] == ["tokens_per_second", "speedup"]
+
+
+def test_the_examples_a_metric_follows_from() -> None:
+    """Timed ones if it changes with them; none if it changes with neither them nor the judged ones."""
+    arms = [*ARMS, "draft_only", "coin_mix@0.8"]
+    static = {"via_sd": {"peak_memory": 44e6, "memory_ratio": 1.1}}
+
+    def compared(seed: int, timed: int) -> dict[str, metrics.Arm]:
+        rows = random_rows(12, timed, seed, arms)
+        draw = random.Random(seed)
+        for row in rows:
+            if row.arm in ("sd", "draft_only"):  # the ends of the coin's curve
+                row.token_loss = [float(row.arm == "draft_only")] * row.new_tokens
+            if row.decode_seconds:
+                row.ideal_seconds, row.predicted_seconds = draw.random(), draw.random()
+                row.parallel_seconds, row.joules = draw.random(), [draw.random()]
+                row.device_seconds = {"target": draw.random() / 10}
+        return metrics.compare(rows, arms, static=static)
+
+    arm, other = compared(0, 6)["via_sd"], compared(1, 5)["via_sd"]
+    told, by_timed, by_judged = (
+        {name: metrics._plain(number) for name, number in metrics.measured(one).items()}
+        for one in (arm, replace(arm, timed=other.timed), replace(arm, detail=other.detail))
+    )
+    timed = {name for name in told if by_timed[name] != told[name]}
+    assert timed == {name for name in told if find(name).examples == "timed"} and "energy_ratio" in timed
+    assert {
+        "speedup_over_coin",
+        "speedup_over.sd",
+        "device_share.target",
+        "modelled_parallel_tokens_per_second",
+    } <= timed
+    none = {name for name in told if find(name).examples == "none"}
+    assert none == set(static["via_sd"]) and all(by_judged[name] == told[name] for name in none)
+    assert {"quality_delta", "fidelity", "rejection_rate"} <= {name for name in told if by_judged[name] != told[name]}
 
 
 def test_members_of_a_family_are_ordered_by_position_and_tier() -> None:

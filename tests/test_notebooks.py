@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from experiments.config import CHECKOUT, make
 from experiments.errors import UserError
 from experiments.notebooks import execute
 from experiments.notebooks.reading import SHIPPED, open_results, read_probe, read_runs
+from experiments.run import main
+from tests.commands import call
 
 NAMES = [path.stem for path in execute.scripts()]
+TABLE = "text/markdown"
 LARGEST = 400_000  # bytes of a notebook in the repository
 
 
@@ -43,6 +48,30 @@ def test_a_script_runs_from_the_top(name: str) -> None:
     assert all(cell.execution_count for cell in code)
     pictures = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
     assert len(pictures) >= 2
+    import nbformat
+
+    assert printed(json.loads(nbformat.writes(notebook))) == printed(stored(name))  # what the code says now
+
+
+def printed(content: dict[str, Any]) -> list[str]:
+    """What each code cell of a notebook prints, and its tables."""
+    cells = [cell["outputs"] for cell in content["cells"] if cell["cell_type"] == "code"]
+    told = [[output.get("text") or output.get("data", {}).get(TABLE, []) for output in cell] for cell in cells]
+    return ["".join(line for lines in cell for line in lines) for cell in told]
+
+
+def test_the_commands_of_a_choice_take_any_pair(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """No weights but the models': nothing that was trained, searched or calibrated for them."""
+    models = [f"pair.models.{role}={CHECKOUT / 'viasd' / 'reference' / role}" for role in ("target", "draft")]
+    first = "".join(stored("choose_a_configuration")["cells"][0]["source"])
+    commands = [line.split()[2:] for line in first.splitlines() if line.startswith("python -m")]
+    (probed, *probe), (run, *typed) = ([*command[:-1], "pair=local", *models] for command in commands)
+    assert (probed, run) == ("experiments.probe", "experiments.run") and all(one[-1] == "pair=MINE" for one in commands)
+    small = ["task=qa", "task.test_size=8", "limit=2", "quality_limit=2", f"results_dir={tmp_path}"]
+    code, out, err = call(capsys, main, "--plan", *typed, *small)
+    assert code == 0 and out.splitlines()[2].split()[:2] == ["qa", "via_sd"], err
+    with initialize_config_dir(str(CHECKOUT / "conf"), version_base="1.3"):
+        assert make(compose("probe", probe)["pair"], "pair").name == "local"
 
 
 def test_a_failing_cell_is_noticed(tmp_path: Path) -> None:

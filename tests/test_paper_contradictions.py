@@ -122,6 +122,21 @@ def test_lossy_beats_lossless() -> None:
     key = ("T5 S->L", "WMT14 En-De", "0")
     bleu = {method: by_cell("table9_t5_all", method, "bleu")[key] for method in (SD, OURS, contradictions.FASTER)}
     assert bleu[OURS] - bleu[SD] == pytest.approx(3.92) and bleu[contradictions.FASTER] - bleu[SD] == pytest.approx(9.5)
+    told = contradictions.lossy_beats_lossless()
+    for part in ("T5 S->L 3.92 (VIA-SD 21.92) and 9.50 (Faster Cascades 27.50)", "T5 S->XL 0.15", "and 0.10", "22.65"):
+        assert part in told
+
+
+def test_adasd_is_slower_than_its_range() -> None:
+    told = contradictions.adasd_is_slower_than_its_range()
+    assert told.startswith("below 1.26 are: MMLU 1.09 (Llama-3.1-8B->Llama-3.1-70B); 1.49")
+    speeds = by_cell("adasd", "AdaSD", "speedup_vs_vanilla_sd")
+    assert speeds["Llama-3.1-8B->Llama-3.1-70B", "MMLU", ""] < 1.26 and max(speeds.values()) == 1.49
+
+
+def test_vsd_length_has_two_values() -> None:
+    told = contradictions.vsd_length_has_two_values()
+    assert told.startswith("summaries of it have 6.8% and 7.6% for the same mean") and "7.00 over 6.58, 6.4%" in told
 
 
 def test_lossy_equals_lossless() -> None:

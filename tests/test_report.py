@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ from report_runs import ATTACK, HOSTILE, OTHER, REAL, SHOWN, Tables, csv_numbers
 
 from experiments.pages.browser import collect
 from experiments.pages.cells import headline
+from experiments.pages.page import build
 from experiments.pages.render import PARTS, SCRIPTS, hashed
 from experiments.pages.runs import choose, group
 from experiments.pages.signs import visible
+from experiments.records import Row
 from experiments.report import main
 from experiments.tables import MEAN, summaries
 
@@ -112,6 +117,46 @@ def test_runs_that_do_not_mix_are_apart(results: Path, page: str, capsys: pytest
     store(results / "twice", "one", lambda run: None, lambda row: None)
     store(results / "twice", "two", lambda run: None, lambda row: None)
     assert [len(own) for own in group(choose([], results / "twice")[0])] == [1, 1]
+
+
+def test_a_run_counts_once_in_whatever_way_it_is_named(results: Path, tmp_path: Path) -> None:
+    folder = results / "runs" / REAL
+    found, notices = choose([REAL, str(folder), "a1", f"{folder}/", REAL], results)
+    assert [one.run_id for one in found] == [REAL] and notices == []
+    copy = tmp_path / "runs" / REAL
+    shutil.copytree(folder, copy)
+    found, notices = choose([REAL, str(copy)], results)
+    assert [one.folder for one in found] == [folder.resolve()]
+    assert notices == [f"left out: {copy.resolve()} is run {REAL} again, which is read from {folder.resolve()}"]
+
+
+def test_a_run_is_of_the_day_of_its_last_row(tmp_path: Path) -> None:
+    days = iter(range(1, 100))
+
+    def date(row: dict[str, Any]) -> None:
+        whole = dataclasses.asdict(Row(row["example_id"], row["arm"], row["index"])) | row  # every column of schema 2
+        row.update(whole, measured_at=f"2001-02-{min(next(days), 9):02d}T03:04:05+00:00")
+
+    store(tmp_path, "dated", lambda run: None, date)
+    store(tmp_path, "undated", lambda run: None, lambda row: None)
+    os.utime(tmp_path / "runs" / "undated" / "rows.jsonl", (0, 0))
+    assert [one.written for one in choose(["dated", "undated"], tmp_path)[0]] == ["2001-02-09", "1970-01-01"]
+
+
+def test_seeds_of_a_task_are_told_to_be_that(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        store(tmp_path, f"seed{seed}", lambda run, seed=seed: run["identity"].update(seed=seed), lambda row: None)  # type: ignore[misc]
+    page = build(group(choose([], tmp_path)[0]), [], 0)
+    assert len(page.comparisons) == 2 and not [one for one in page.comparisons[0].notices if "seed" in one]
+    told = page.comparisons[1].notices[0]
+    assert told.startswith("these runs are the same as those of comparison 1 but for the seed (1 instead of 0)")
+
+    def other(run: dict[str, Any]) -> None:
+        run["identity"].update(seed=2, device="another")
+
+    store(tmp_path, "seed2", other, lambda row: None)
+    page = build(group(choose([], tmp_path)[0]), [], 0)
+    assert page.comparisons[2].notices[0].endswith("comparison 1: they differ in device, seed")
 
 
 def test_answers_are_told_token_by_token(results: Path, page: str) -> None:

@@ -17,6 +17,8 @@ from report_runs import HOSTILE, REAL, SHOWN, csv_numbers, write_runs
 from experiments.pages.page import build
 from experiments.pages.render import render
 from experiments.pages.runs import choose, group
+from experiments.showing.kinds import MOST, look_alike, shrink
+from experiments.showing.screenshot import SIZE, take
 from experiments.text_tables import HEADLINE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -214,7 +216,10 @@ def test_examples_are_browsed(browser: Any, stored: Path) -> None:
     first = one_of(browser, f"{here} .answer").text
     one_of(browser, f"{here} .next").click()
     assert one_of(browser, f"{here} .answer").text != first
+    notes = [note.text for note in all_of(browser, f"{here} .one:first-child .note")]
+    assert notes[0].endswith("judged, not timed") and "this one was only judged" in notes[1]
     one_of(browser, f"{here} .previous").click()
+    assert "tokens/s" in one_of(browser, f"{here} .one .note").text
     assert one_of(browser, f"{here} .answer").text == first
     one_of(browser, f"{here} .bracketed").click()
     assert "[target]" in one_of(browser, f"{here} .answer").text
@@ -249,6 +254,15 @@ def test_theme_is_chosen(browser: Any, stored: Path) -> None:
     assert button.text == "Theme: dark"
     button.click()
     assert button.text == "Theme: system"
+
+
+def test_a_picture_of_a_page_is_repeatable_and_small(stored: Path) -> None:
+    assert CHROMIUM is not None
+    content = (stored / "page.html").read_text(encoding="utf-8")
+    pictures = [take(CHROMIUM, content) for _ in range(2)]
+    assert {one.size for one in pictures} == {SIZE} and len(pictures[0].getcolors(2**20) or []) > 50
+    first, second = map(shrink, pictures)
+    assert look_alike(first, second) and max(len(first), len(second)) <= MOST
 
 
 def test_tables_are_there_without_scripts(browser: Any, stored: Path) -> None:

@@ -8,17 +8,19 @@ from itertools import pairwise
 import pytest
 from report_runs import ATTACK, REAL, SHOWN, write_runs
 
+from experiments.choosing.candidates import measure
 from experiments.metrics import Summary
 from experiments.pages import frontier_chart, shares
 from experiments.pages.answers import Splitter, Texts, cut, tell
 from experiments.pages.cells import number, sort_of_arm
-from experiments.pages.facts import flatten
+from experiments.pages.facts import KeyFigure, flatten, key_figures, unsure
 from experiments.pages.origins import Origins
 from experiments.pages.render import PARTS
 from experiments.pages.runs import choose
 from experiments.pages.signs import visible
 from experiments.records import Row
-from experiments.tables import StoredRun, places, summaries
+from experiments.tables import MEAN, StoredRun, places, summaries
+from tests.drawn_runs import ARMS, Made, make_runs
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,34 @@ def test_labels_keep_off_points_and_each_other() -> None:
     boxes = taken.boxes
     assert len({at for at, _ in spots}) == 3
     assert all(frontier_chart.shared(one, other) == 0 for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+def figures_of(runs: list[StoredRun]) -> dict[str, KeyFigure]:
+    """The key figures by title."""
+    found = key_figures(summaries(runs)[0][MEAN], places(runs)[MEAN], runs[0].identity["arms"])
+    return {one.title: one for one in found}
+
+
+def test_key_figures_hold_a_bound_as_the_chooser_does() -> None:
+    arms = {**ARMS, "near": Made(3.0, 0.008, 4, "s", 0.6, {"threshold": 0.6}),
+            "none_seen": Made(2.5, 0.0, 4, "s", 0.6, {"threshold": 0.9})}  # fmt: skip
+    runs = make_runs(arms)
+    told, candidates = figures_of(runs), {one.arm: one for one in measure(runs).candidates}
+    near, unseen = candidates["near"], candidates["none_seen"]
+    assert near.shortfall.value < 0.01 < near.worst and unseen.shortfall.value == 0 and unseen.worst > 0.01
+    assert told["fastest without a shortfall"].arm == "sd"  # no loss was seen of none_seen, which proves nothing
+    fitting = {name: one.over_sd.value for name, one in candidates.items() if one.fits(0.01) and name != "vanilla"}
+    assert told["fastest within 1% shortfall"].arm == max(fitting, key=lambda name: fitting[name])
+    assert not {"near", "none_seen"} & set(fitting) and "gate_0.8" in fitting
+
+
+def test_a_figure_that_is_not_sure_says_so() -> None:
+    assert {one.doubt for one in figures_of(make_runs()).values()} == {""}
+    few = figures_of(make_runs(prompts=4))["fastest without a shortfall"]
+    assert few.doubt == "not sure: 4 timed prompts of a task"
+    close = make_runs({"vanilla": Made(10.0), "sd": Made(9.99, length=4)})
+    assert figures_of(close)["fastest without a shortfall"].doubt == "not sure: the interval holds 1"
+    assert unsure(1.5, 1) == "not sure: 1 timed prompt of a task" and unsure({"low": 1.1, "high": 2.0}, 10) == ""
 
 
 def test_bars_add_up(told: tuple[Summary, list[str]]) -> None:

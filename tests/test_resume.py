@@ -8,26 +8,37 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import chaos
 import pytest
 import torch
 from chaos import wait
+from commands import call
 
 from experiments.errors import UserError
-from experiments.measure import describe_error
+from experiments.measure import Bench, Prompt, describe_error
 from experiments.records import Row, is_reading
+from experiments.run import main
 from experiments.store import RunFolder, read_json
 
 SIZES = ["track=none", "limit=6", "task.max_new_tokens=4", "task.test_size=6"]
 COMMAND = [*SIZES, "method=sd_heuristic", "arms=[via_sd,method]"]  # without memory, and with `memory: run`
-KILLS = 20
+KILLS, STARTS = 12, 0.15  # of kills; the share of a run before anything is stored, where a kill proves nothing
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _warm() -> None:
-    chaos.import_all()
+def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    chaos.warm_up(COMMAND, tmp_path_factory.mktemp("warm"))
+
+
+def draw_moments(dice: random.Random) -> Iterator[float]:
+    """Shares of a run, from each part of it one: as many kills at independent moments would leave parts out."""
+    while True:
+        parts = [STARTS + (1 - STARTS) * (part + dice.random()) / KILLS for part in range(KILLS)]
+        dice.shuffle(parts)
+        yield from parts
 
 
 def start(results: Path, *overrides: str) -> int:
@@ -59,13 +70,13 @@ def test_killed_at_random_moments_and_started_again(tmp_path: Path) -> None:
     whole, summary, lasts = stored(tmp_path / "whole"), summed_up(tmp_path / "whole"), time.monotonic() - began
     assert "peak_memory" in str(summary)
     assert len({str(row["memory"]) for row in whole if row["arm"] == "sd_heuristic"}) > 3  # there is what to restore
-    moments, kills, round_ = random.Random(0), 0, 0
+    moments, kills, round_ = draw_moments(random.Random(0)), 0, 0
     while kills < KILLS:
         results = tmp_path / f"killed{round_}"
         shutil.copytree(tmp_path / "first" / "settled", results / "settled")
         while kills < KILLS:
             process = start(results)
-            time.sleep(moments.uniform(0.1, 1) * lasts)
+            time.sleep(next(moments) * lasts)
             done, status = os.waitpid(process, os.WNOHANG)
             if done:
                 assert os.waitstatus_to_exitcode(status) == 0
@@ -80,14 +91,34 @@ def test_killed_at_random_moments_and_started_again(tmp_path: Path) -> None:
 
 
 def test_of_two_starters_one_measures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert wait(start(tmp_path, "limit=1")) == 0
+    assert wait(start(tmp_path, "timing=off", "limit=1")) == 0
     (path,) = (tmp_path / "runs").iterdir()
     folder = RunFolder(tmp_path, path.name)
     with folder.measuring():
-        assert wait(start(tmp_path)) == 2  # more examples than are stored, but somebody else is at it
-        assert wait(start(tmp_path, "limit=1")) == 0  # nothing to measure
-    assert wait(start(tmp_path)) == 0
+        assert wait(start(tmp_path, "timing=off")) == 2  # more examples than are stored, but somebody else is at it
+        assert wait(start(tmp_path, "timing=off", "limit=1")) == 0  # nothing to measure
+    assert wait(start(tmp_path, "timing=off")) == 0
     assert len(stored(tmp_path)) == 12
+
+
+def test_a_run_whose_taker_has_ended_says_so_and_writes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = Bench.measure
+
+    def sleep(self: Bench, prompt: Prompt, timed: bool) -> list[Row]:
+        rows = measure(self, prompt, timed)
+        if prompt.index == 1:
+            (alive,) = tmp_path.glob("runs/*/alive")
+            alive.unlink()
+        return rows
+
+    monkeypatch.setattr(Bench, "measure", sleep)
+    code, _, err = call(capsys, main, *COMMAND, "timing=off", "limit=3", f"results_dir={tmp_path}")
+    (path,) = (tmp_path / "runs").iterdir()
+    assert code == 2 and len(err.strip().splitlines()) == 1 and f"run {path.name}" in err and "took it over" in err
+    assert {row["index"] for row in stored(tmp_path)} == {0}
+    assert (read_json(path / "run.json") or {})["status"] == "running" and not (path / "summary.json").exists()
 
 
 def test_a_full_disk_leaves_whole_rows_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,20 +128,25 @@ def test_killed_run_is_done_after_the_rest(
 ) -> None:
     measure = Bench.measure
 
+    ends: list[BaseException] = [KeyboardInterrupt(), SystemExit(255)]  # Ctrl-C; submitit at a job's time limit
+
     def interrupted(self: Bench, prompt: Prompt, timed: bool) -> list[Row]:
         if prompt.index == 1:
-            raise KeyboardInterrupt
+            raise ends[-1]
         return measure(self, prompt, timed)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Bench, "measure", interrupted)
-        code, _, err = run(capsys, tmp_path, "arms=[vanilla,sd]")
-    assert code == 130 and "goes on from there" in err
-    folder = only_run(tmp_path)
-    assert (folder.read_run() or {})["status"] == "interrupted" and len(folder.read_rows()) == 2
+    for expected in (255, 130):
+        with monkeypatch.context() as patched:
+            patched.setattr(Bench, "measure", interrupted)
+            code, _, err = run(capsys, tmp_path, "arms=[vanilla,sd]")
+        assert code == expected and ("goes on from there" in err) == (expected == 130)
+        folder = only_run(tmp_path)
+        told = folder.read_run() or {}
+        assert told["status"] == "interrupted" and len(folder.read_rows()) == 2 and set(told["memory"])
+        ends.pop()
     assert run(capsys, tmp_path, "arms=[vanilla,sd]")[0] == 0
     run_json = folder.read_run() or {}
-    assert run_json["status"] == "done" and len(run_json["provenance"]) == 2 and set(run_json["memory"])
+    assert run_json["status"] == "done" and len(run_json["provenance"]) == 3 and set(run_json["memory"])
 
 
 def test_untimed_examples_have_quality_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

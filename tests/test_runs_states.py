@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import chaos
 import pytest
 from synthetic_runs import made_row, made_rows, store_run
 
-from experiments.errors import CONF
+from experiments.errors import CONF, UserError
 from experiments.records import Row
-from experiments.store import RunFolder
+from experiments.store import Line, RunFolder
 from experiments.stored import living
 from experiments.stored.catalog import entries, open_entry
 from experiments.stored.living import Busy, Claim, is_living, read_owner
@@ -31,7 +32,16 @@ with folder.measuring():
     print("ready", flush=True)
     time.sleep(600)
 """
-JOB = ["method=sd", "arms=[sd]", "track=none", "limit=3", "task.max_new_tokens=4", "task.test_size=3"]
+JOB = [
+    "method=sd",
+    "arms=[sd]",
+    "track=none",
+    "timing=off",
+    "limit=3",
+    "task.max_new_tokens=4",
+    "task.test_size=3",
+    "engine.threads=1",
+]
 
 
 def state(folder: RunFolder) -> str:
@@ -119,6 +129,25 @@ def test_elsewhere_the_age_of_the_file_decides(tmp_path: Path) -> None:
     assert not (folder.path / "alive").exists()
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_who_may_be_lost_is_waited_for_in_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lost: bool
+) -> None:
+    folder, looks = store_run(tmp_path, status="running"), list[float]()
+    claim(folder, age=300)
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            claim(folder, age=700 if lost else 0)
+
+    monkeypatch.setattr(living.time, "sleep", sleep)
+    with nullcontext() if lost else pytest.raises(Busy, match="1 on elsewhere"), folder.measuring(patient=True):
+        assert state(folder) == "running"
+    assert looks == [living.LOOK] * 3
+    assert "1 on elsewhere is measuring it and was not heard of for 300 s; waiting" in capsys.readouterr().err
+
+
 def test_a_lock_that_a_lost_machine_holds_is_replaced_and_its_process_told(tmp_path: Path) -> None:
     folder = store_run(tmp_path, status="running")
     other = RunFolder(tmp_path, folder.run_id)
@@ -157,9 +186,28 @@ def test_the_file_is_kept_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not (tmp_path / "alive").exists()
 
 
-def test_a_file_that_is_just_being_written_counts_as_somebodys(tmp_path: Path) -> None:
-    (tmp_path / "alive").write_text('{"host": ')
-    assert is_living(tmp_path)
+def test_a_file_that_says_nothing_is_nobodys(tmp_path: Path) -> None:
+    folder = store_run(tmp_path, status="running")
+    for text in ("", '{"host": '):
+        (folder.path / "alive").write_text(text)
+        assert not is_living(folder.path) and state(folder) == "stale"
+        with folder.measuring():
+            assert state(folder) == "running"
+
+
+def test_a_full_disk_leaves_no_word_of_a_process(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    folder = store_run(tmp_path, status="running")
+    before, limits = set(folder.path.iterdir()), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write there .*accepted: a writable folder with room"):
+            folder.measuring().__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert set(folder.path.iterdir()) - before <= {folder.path / "lock"} and state(folder) == "stale"
+    with folder.measuring():
+        assert state(folder) == "running"
 
 
 def test_looking_does_not_keep_anybody_out(tmp_path: Path) -> None:
@@ -210,33 +258,57 @@ for seed in itertools.count():
         writer.wait()
 
 
-def test_a_killed_run_is_stale_and_the_same_command_ends_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "experiments.run", *JOB, "engine.threads=1", f"results_dir={tmp_path}"]
-    process = subprocess.Popen(command, cwd=CONF.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_killed_run_is_stale_and_the_same_command_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chaos.import_all()
+    command, append = [*JOB, f"results_dir={tmp_path}"], RunFolder.append
+
+    def append_and_stop(self: RunFolder, rows: Iterable[Line]) -> None:
+        append(self, rows)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "append", append_and_stop)
+        process = chaos.start(command, CONF.parent)
     try:
-        rows, ends = b"", time.monotonic() + 300
-        while b"\n" not in rows and process.poll() is None and time.monotonic() < ends:
-            time.sleep(0.002)
-            rows = b"".join(path.read_bytes() for path in tmp_path.glob("runs/*/rows.jsonl"))
-        process.send_signal(signal.SIGSTOP)  # so that it cannot end between the look and the kill
+        assert os.WIFSTOPPED(os.waitpid(process, os.WUNTRACED)[1])
         (entry,) = entries(tmp_path)
         assert entry.state == "running"
     finally:
-        process.kill()
-        process.wait()
+        os.kill(process, signal.SIGKILL)
+        assert chaos.wait(process) == -signal.SIGKILL
     (entry,) = entries(tmp_path)
-    assert entry.state == "stale" and entry.examples >= 1
-    subprocess.run(command, cwd=CONF.parent, check=True, capture_output=True)
+    assert entry.state == "stale" and entry.examples == 1
+    assert chaos.wait(chaos.start(command, CONF.parent)) == 0
     (entry,) = entries(tmp_path)
     assert entry.state == "done" and entry.examples == 3
     assert len(entry.content["provenance"]) == 2
     assert all(row.measured_at is not None for row in entry.folder.read_rows())
 
 
-def test_rows_of_a_claim_that_was_lost_stay(tmp_path: Path) -> None:
+def test_rows_of_a_claim_that_was_lost_stay_and_nothing_follows_them(tmp_path: Path) -> None:
+    """The process slept while another one took the run over, ended it and went: no file says any more who that was."""
     folder = store_run(tmp_path, rows=made_rows(1), status="running")
     with folder.measuring():
         folder.append([Row("e5", "sd", 5)])
         (folder.path / "alive").unlink()
-        folder.append([Row("e6", "sd", 6)])  # nobody else claims it
-    assert {row.index for row in folder.read_rows()} == {0, 5, 6}
+        before = {path.name: path.read_bytes() for path in folder.path.iterdir() if path.name != "lock"}
+        for write in (
+            lambda: folder.append([Row("e6", "sd", 6)]),
+            lambda: folder.write_run({"status": "done"}),
+            lambda: folder.write_summary({}, 0, 0),
+        ):
+            with pytest.raises(Busy, match=r"another process, which has ended since, took it over.*was deleted"):
+                write()
+        assert {path.name: path.read_bytes() for path in folder.path.iterdir() if path.name != "lock"} == before
+    assert {row.index for row in folder.read_rows()} == {0, 5}
+    folder.write_run({"status": "done"})  # who claims nothing is asked nothing
+
+
+def test_a_summary_of_a_run_that_was_taken_over_is_the_takers(tmp_path: Path) -> None:
+    folder = store_run(tmp_path, status="running")
+    with folder.measuring():
+        claim(folder, age=0)
+        for write in (lambda: folder.write_run({"status": "done"}), lambda: folder.write_summary({}, 0, 0)):
+            with pytest.raises(Busy, match="1 on elsewhere took it over"):
+                write()
+    assert state(folder) == "running" and (folder.path / "alive").exists()

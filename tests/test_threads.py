@@ -13,6 +13,7 @@ from conftest import VOCABULARY, ModelFactory
 
 from experiments import threads
 from experiments.config import EngineSpec
+from experiments.launching import locks
 from experiments.threads import candidates, count_threads, fewest, open_round, time_threads
 from viasd.engine import Engine
 from viasd.models import Pair
@@ -132,3 +133,20 @@ def test_a_real_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     (path,) = (tmp_path / "settled").iterdir()
     stored = json.loads(path.read_text())
     assert stored["cores"] == 2 and list(stored["seconds"]) == ["1"] and stored["seconds"]["1"] > 0
+
+
+def test_models_are_loaded_where_nothing_else_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And by a job that others see."""
+    monkeypatch.setenv("VIASD_LOCKS", str(tmp_path))
+    monkeypatch.delenv(threads.VARIABLE, raising=False)
+    monkeypatch.setattr(threads, "core_count", lambda: 4)
+    seen: list[tuple[set[str], int]] = []
+
+    def load(*_: object) -> None:
+        seen.append((set(locks._HELD), len(locks.own_presences())))
+        raise MemoryError
+
+    monkeypatch.setattr(Engine, "load", load)
+    with pytest.raises(MemoryError):
+        count_threads(PAIR, EngineSpec(device="cpu"), tmp_path)
+    assert seen == [({"cpu"}, 1)]

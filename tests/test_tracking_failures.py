@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from experiments.launching.locks import Presence, lock_folder
 from experiments.logged import post, session, teller
 from experiments.logged.readback import Truncated, check_whole
 from experiments.logged.session import TRACKED
@@ -151,6 +153,51 @@ def test_after_a_failure_the_others_go_to_the_disk_at_once(
     assert [(one["place"], one["error"]) for one in told] == [("offline elsewhere", "RuntimeError: no luck")] * 2
     assert calls.count("init") == 1 and not path.exists() and not other.exists()
     assert read_json(path.with_name(TRACKED)) == told[-1]
+
+
+def test_a_copy_that_lies_there_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake(monkeypatch, "init", raising(RuntimeError("no luck")))
+    path, place = letter(tmp_path, mode="online"), tmp_path / "log"
+    before = {"run_id": "r", "digest": json.loads(path.read_text())["digest"], "place": f"offline in {place}"}
+    path.with_name(TRACKED).write_text(json.dumps({**before, "error": "no network"}))
+    assert teller.tell(path, None, None)[0]["place"] == "offline elsewhere"  # it was taken away
+    place.mkdir()
+    assert teller.tell(path, None, None)[0]["place"] == f"offline in {place}"
+    assert calls.count("init") == 2  # the server is tried each time
+
+
+def test_many_letters_are_told_however_long_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More paths than a pipe holds; the time that the process has begins again with each that is told."""
+    monkeypatch.setenv("VIASD_LOCKS", str(tmp_path / "locks"))
+    paths, sent = [letter(tmp_path), *(tmp_path / f"{place}{'x' * 90}" for place in range(999))], list[str]()
+    somebody = Presence(lock_folder() / "jobs" / "somebody else.json")
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(post.Teller, "__post_init__", lambda self: setattr(self, "alive", True))
+    monkeypatch.setattr(post.Teller, "send", lambda self, message: sent.append(json.dumps(message) + "\n"))
+    post.Teller().end(paths)
+    assert len(sent[0]) < 4096 and teller.paths_of(json.loads(sent[0])) == paths
+
+    class Clock(SimpleNamespace):
+        """A timer that never goes off."""
+
+        def __init__(self, seconds: float, step: object) -> None:
+            super().__init__(start=lambda: timers.append(self), cancel=lambda: stopped.append(self))
+
+    timers: list[Clock] = []
+    stopped: list[Clock] = []
+    monkeypatch.setattr(teller, "Timer", Clock)
+    monkeypatch.setattr(teller, "leave", lambda: None)
+    monkeypatch.setattr(teller, "tell", lambda *_: (seen.append((somebody.others(), len(timers))), True))
+    monkeypatch.setattr(teller, "reply", lambda *_, **__: None)
+    monkeypatch.setattr(os, "nice", lambda _: 0)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"letters": [str(paths[0])] * 3}) + "\n"))
+    try:
+        teller.FUSE.light()
+        teller.main()
+        assert [others for others, _ in seen] == [1] * 3 and somebody.others() == 0
+        assert seen[0][1] < seen[1][1] < seen[2][1] < len(timers) and stopped == timers[:-1]
+    finally:
+        teller.FUSE.put_out()
 
 
 def test_live_curves_that_fail_cost_nothing_but_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +11,11 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-import torch
-
 from experiments.benching.setup import BenchPlan
 from experiments.config import CHECKOUT
 from experiments.errors import RunFailed
-from experiments.measure import memory
+from experiments.launching.locks import VARIABLE as LOCKS
+from experiments.peak_memory import DevicePeak, memory_of
 from viasd.decode import Decode, Speculative
 from viasd.engine import Engine
 from viasd.sampling import Sampling, SeededDraws
@@ -34,7 +34,7 @@ class MemoryUse:
 
 def measure_memory(plan: BenchPlan, engine: Engine, decoders: Mapping[str, Speculative]) -> MemoryUse:
     """Once every cache is there, that is after a prompt."""
-    held = {name: memory(engine, decoder) for name, decoder in decoders.items()}
+    held = {name: float(memory_of(decoder)) for name, decoder in decoders.items()}
     if engine.device.type != "cuda":
         return MemoryUse(held, {})
     return MemoryUse(held, {name: held[name] + _above(plan, engine, decoder) for name, decoder in decoders.items()})
@@ -44,12 +44,10 @@ def _above(plan: BenchPlan, engine: Engine, decoder: Speculative) -> float:
     """The most bytes on CUDA that decoding takes above what is there anyway: other models and caches do not count."""
     prompts = [prompt for own in plan.prompts.values() for prompt in own]
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     draws = SeededDraws(plan.job.settings.seed, longest.example.example_id, engine.device)
-    decoder.generate(longest.ids, Decode(Sampling(), plan.job.settings.new_tokens), draws)
-    return float(torch.cuda.max_memory_allocated() - before)
+    with DevicePeak(engine.device) as peak:
+        decoder.generate(longest.ids, Decode(Sampling(), plan.job.settings.new_tokens), draws)
+    return float(peak.above)
 
 
 def measure_startup(typed: Sequence[str], repeats: int, tick: Callable[[], object]) -> dict[str, float]:
@@ -73,11 +71,12 @@ def measure_startup(typed: Sequence[str], repeats: int, tick: Callable[[], objec
 
 def time_command(arguments: Sequence[str]) -> float:
     """Seconds of one call of the main command. Raises RunFailed with its last line where it fails."""
-    start = perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.run", *arguments], cwd=CHECKOUT, capture_output=True, text=True
-    )
-    seconds = perf_counter() - start
+    command = [sys.executable, "-m", "experiments.run", *arguments]
+    with TemporaryDirectory() as locks:  # its own: it would wait for this process, which has the device
+        environment = {**os.environ, LOCKS: locks}
+        start = perf_counter()
+        done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+        seconds = perf_counter() - start
     if done.returncode != 0:
         told = (done.stderr.strip() or "nothing was said").splitlines()[-1]
         raise RunFailed(f"start-up: experiments.run {' '.join(arguments)}: {told}")

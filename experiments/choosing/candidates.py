@@ -8,22 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.choosing.knobs import Knobs, read_knobs
-from experiments.comparison import Arm, loss_tokens, quality_delta, shortfall, speedup, tokens_per_second
+from experiments.comparison import loss, quality_delta, shortfall, speedup, tokens_per_second
 from experiments.errors import UserError
 from experiments.frontier import Arms, speedup_over_coin
 from experiments.frontier_report import of_arm
+from experiments.metrics import find
 from experiments.statistics import Estimate, Statistic
 from experiments.tables import StoredRun, places
 
 TOSSED = ("coin_mix@", "coin_slim@", "random_gate")  # controls that flip coins are what methods have to beat
-RULE_OF_THREE = 3.0  # nothing found in n: a share below 3 / n at 95%
+RULE_OF_THREE = 3.0  # nothing found in n prompts: less than 3 / n of all prompts have it, at 95%
+FEW_LOSSES = 3  # prompts with a loss; the bootstrap of fewer says little of the prompts that were not drawn
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One arm, over the tasks. `over_sd`: its speed over the baseline's, paired. `worst`: the largest shortfall that
-    the data still allow: the upper end of its interval, or 3 / tokens where a lossy arm showed none.
-    """
+    """One arm, over the tasks. `over_sd`: its speed over the baseline's, paired. `worst`: its `largest_shortfall`."""
 
     arm: str
     knobs: Knobs
@@ -46,6 +46,11 @@ class Measured:
     baseline: Candidate
     candidates: list[Candidate]
     place: Sequence[Arms]
+
+    @property
+    def timed(self) -> int:
+        """Timed prompts of the task that has the fewest; each of them is judged, too."""
+        return min(arms[self.baseline.arm].timed.resamples.units for arms in self.place)
 
 
 def measure(runs: Sequence[StoredRun], task: str | None = None) -> Measured:
@@ -85,18 +90,29 @@ def _candidate(place: Sequence[Arms], name: str, knobs: Knobs, baseline: str) ->
         speed=told,
         over_sd=over,
         shortfall=short,
-        worst=_worst(short, [arms[name] for arms in place], knobs.lossless),
+        worst=largest_shortfall(place, name, knobs),
         quality_delta=None if quality is None else quality.estimate(),
         over_coin=None if coin is None else coin.estimate(),
     )
 
 
-def _worst(short: Statistic, arms: Sequence[Arm], lossless: bool) -> float:
-    estimate = short.estimate()
-    assert estimate is not None  # its value is finite
+def largest_shortfall(place: Sequence[Arms], name: str, knobs: Knobs) -> float:
+    """The largest shortfall of an arm that the data still allow, which alone says whether it is within a bound.
+
+    The upper end of the interval; of a lossy arm with losses in fewer than `FEW_LOSSES` prompts at least 3 / prompts:
+    losses come together, so prompts are what is independent, and so few do not tell how much of one may be lost. Of a
+    lossless arm what was measured, with the digits of the metric. Infinite where nothing is known.
+    """
+    short = of_arm(place, name, shortfall)
+    estimate = None if short is None else short.estimate()
+    if estimate is None or not np.isfinite(estimate.value):
+        return np.inf
+    if knobs.lossless:  # its law is the target's: what differs is rounding
+        return 0.0 if estimate.high is None else max(0.0, round(estimate.value, find("shortfall").digits))
     if estimate.high is None:
-        return 0.0 if lossless else np.inf  # one prompt tells nothing of others
-    if lossless:
-        return max(0.0, estimate.value)  # its law is the target's: what differs is rounding
-    tokens = sum(float(arm.detail.column(loss_tokens).sum()) for arm in arms)
-    return max(estimate.high, RULE_OF_THREE / max(1.0, tokens))
+        return np.inf  # one prompt tells nothing of others
+    lossy = sum(len({row.example_id for row in arms[name].detail.rows if loss(row) > 0}) for arms in place)
+    if lossy >= FEW_LOSSES:
+        return estimate.high
+    prompts = min(arms[name].detail.resamples.units for arms in place)  # it may all be on the task with the fewest
+    return max(estimate.high, min(1.0, RULE_OF_THREE / (prompts * len(place))))

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+
+from experiments.config import make
+from experiments.errors import UserError
+
+HYDRA = logging.getLogger("hydra.utils")
 DRAFT_MODEL, FIXED, ROW_RULE, LOSSLESS = "DraftModel", "FixedLength", "RuleVerifier", "Lossless"
 
 
@@ -13,8 +21,8 @@ DRAFT_MODEL, FIXED, ROW_RULE, LOSSLESS = "DraftModel", "FixedLength", "RuleVerif
 class Knobs:
     """`thresholds`: the numbers of the gate that are set, and the reading of the paper's where they are not.
 
-    `plain_sd`: a draft model, a fixed length, the target's lossless rule. `lossless`: by its rule or mode, whatever was
-    measured. `kept`: what the slim verifier keeps, None without one.
+    `plain_sd`: a draft model, a fixed length, the target's lossless rule. `lossless`: by its verifier's own word,
+    whatever was measured. `kept`: what the slim verifier keeps, None without one.
     """
 
     draft_length: int | None
@@ -46,9 +54,28 @@ def read_knobs(method: Mapping[str, Any]) -> Knobs:
         gate=_kind(gate) or None,
         thresholds=_thresholds(gate or {}),
         plain_sd=exact_rule and fixed and _kind(method.get("drafter")) == DRAFT_MODEL,
-        lossless=exact_rule or verifier.get("mode") == "exact",
+        lossless=is_lossless(method),
         kept=None if slim is None else slim.get("mask"),
     )
+
+
+def is_lossless(method: Mapping[str, Any]) -> bool:
+    """Whether the verifier, built as it was run, says so; a loop of the library is, as far as the library is.
+
+    A class that is not there, or that no longer takes what was stored, says nothing: it is not taken for lossless.
+    """
+    HYDRA.disabled = True  # it prints what it raises
+    try:
+        made = make(OmegaConf.create(dict(method.get("verifier") or method)), "verifier")
+    except (UserError, InstantiationException):
+        return False
+    finally:
+        HYDRA.disabled = False
+    if "verifier" in method:
+        return bool(made.lossless)
+    from baselines.hf import LibraryLoop, LibraryMethod  # loads transformers
+
+    return isinstance(made, LibraryMethod) and LibraryLoop.lossless
 
 
 def _kind(node: Any) -> str:

@@ -13,6 +13,7 @@ from experiments.choosing.variants import Variant, predict
 from experiments.errors import UserError
 from experiments.frontier import verdict
 from experiments.frontier_report import interval
+from experiments.paper.agreement import FEW
 from experiments.probing.summary import MEAN as OVER_TASKS
 from experiments.probing.summary import number
 from experiments.statistics import detectable_ratio
@@ -26,6 +27,8 @@ NEXT = 4  # variants that are worth a measurement, at most
 class Choice:
     """`recommended`: None where nothing is to be recommended over sd. `best`: the fastest arm within the bound.
 
+    `few`: the timed prompts of a task are too few to recommend anything by.
+
     `sure`: share of the bootstrap replicates in which `best` is faster than sd and within the bound; None where one
     prompt gives none. `picked`: share in which it is the fastest of all within the bound.
     """
@@ -34,6 +37,7 @@ class Choice:
     measured: Measured
     best: Candidate
     recommended: Candidate | None
+    few: bool
     sure: float | None
     picked: float | None
     model: CostModel | None
@@ -55,6 +59,7 @@ def choose(runs: Sequence[StoredRun], bound: float, probe: Content | None = None
     best = max(fitting, key=lambda one: one.over_sd.value, default=measured.baseline)
     over = best.over_sd.estimate()
     wins = best is not measured.baseline and over is not None and over.low is not None and over.low > 1
+    few = measured.timed < FEW
     sure, picked = replicated(measured, best, bound)
     model = None if probe is None else fit(measured, probe)
     variants = [] if model is None or probe is None else predict(measured, probe, model, bound)
@@ -63,7 +68,8 @@ def choose(runs: Sequence[StoredRun], bound: float, probe: Content | None = None
         bound=bound,
         measured=measured,
         best=best,
-        recommended=best if wins else None,
+        recommended=best if wins and not few else None,
+        few=few,
         sure=sure,
         picked=picked,
         model=model,
@@ -74,15 +80,18 @@ def choose(runs: Sequence[StoredRun], bound: float, probe: Content | None = None
 def replicated(measured: Measured, best: Candidate, bound: float) -> tuple[float | None, float | None]:
     """How often the choice holds when prompts are drawn anew: better than sd within the bound, and the best of all.
 
-    Speed and shortfall are resampled independently of each other, each paired across arms. A lossless arm fits in
-    every replicate.
+    Speed and shortfall are resampled independently of each other, each paired across arms. An arm that does not fit
+    the bound fits in no replicate: few losses say little of it. A lossless one that fits does in every one.
     """
     speeds = np.stack([one.over_sd.replicates for one in measured.candidates])  # [arms, replicates]
     short = np.stack([one.shortfall.replicates for one in measured.candidates])
     if not speeds.size or speeds.shape != short.shape:
         return None, None
-    lossless = np.array([one.knobs.lossless for one in measured.candidates])[:, None]
-    fits = (short <= bound) | lossless
+    fitting, lossless = (
+        np.array(flags)[:, None]
+        for flags in zip(*((one.fits(bound), one.knobs.lossless) for one in measured.candidates), strict=True)
+    )
+    fits = fitting & ((short <= bound) | lossless)
     own = measured.candidates.index(best)
     fastest = np.where(fits & np.isfinite(speeds), speeds, -np.inf).argmax(axis=0)
     return float(np.mean(fits[own] & (speeds[own] > 1))), float(np.mean(fastest == own))
@@ -97,8 +106,9 @@ def explain(choice: Choice) -> str:
             f"Nothing is to be recommended over sd at a shortfall of at most {choice.bound:g}: use {baseline.arm} "
             f"({baseline.knobs})."
         ]
+        lines += [_too_few(choice.measured.timed)] * choice.few
         if best is not baseline:
-            least = detectable_ratio(best.over_sd)
+            least = None if choice.few else detectable_ratio(best.over_sd)
             found = "" if least is None else f"; this many prompts would find {least:.2f}"
             lines.append(f"The fastest within the bound is {best.arm}: {speed} of its speed, so undecided{found}.")
     else:
@@ -111,9 +121,14 @@ def explain(choice: Choice) -> str:
     return "\n".join(lines + _what_next(choice))
 
 
+def _too_few(timed: int) -> str:
+    told = f"{timed} prompt{'s' * (timed != 1)} of a task {'was' if timed == 1 else 'were'} timed"
+    return f"Too few prompts to recommend anything by: {told}, and intervals of fewer than {FEW} are too short."
+
+
 def _doubts(choice: Choice) -> list[str]:
     best, lines = choice.best, []
-    if choice.sure is not None and choice.picked is not None:
+    if choice.sure is not None and choice.picked is not None and not choice.few:
         lines.append(
             f"In {choice.sure:.0%} of resamples of the prompts it is faster than sd and within the bound, in "
             f"{choice.picked:.0%} the fastest of {len(choice.measured.candidates)} arms within it: it was chosen on "

@@ -18,7 +18,8 @@ Sensor = Callable[[Path, Sequence[int]], Reading]  # (root, cores of this proces
 
 HERTZ = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # ticks a second of /proc/stat
 CHIPS = ("coretemp", "k10temp", "zenpower")  # hwmon devices that are processors; others, as disks, are slow to read
-PACKAGE_THERMAL = ("core_throttle_count", "package_throttle_count")
+# Counts of thermal throttling, and the file of a logical core's topology that is the same for all who share one.
+THERMAL = {"core_throttle": "thread_siblings_list", "package_throttle": "physical_package_id"}
 
 
 def load(root: Path, cores: Sequence[int]) -> Reading:
@@ -75,10 +76,20 @@ def frequency(root: Path, cores: Sequence[int]) -> Reading:
 
 
 def throttling(root: Path, cores: Sequence[int]) -> Reading:
-    """How often our cores and their packages were slowed because they were hot, since the start."""
-    folders = [root / f"sys/devices/system/cpu/cpu{core}/thermal_throttle" for core in cores]
-    counts = {name: numbers(folder / name for folder in folders) for name in PACKAGE_THERMAL}
-    return {name.removesuffix("_count"): sum(found) for name, found in counts.items() if found}
+    """How often our cores and their packages were slowed because they were hot, since the start.
+
+    Every logical core counts what happens to its core and to its package: each of those is told once.
+    """
+    found = {}
+    for name, shared in THERMAL.items():
+        counts: dict[str, int] = {}
+        for folder in (root / f"sys/devices/system/cpu/cpu{core}" for core in cores):
+            if (count := number(folder / "thermal_throttle" / f"{name}_count")) is not None:
+                whose = text(folder / "topology" / shared) or folder.name
+                counts[whose] = max(count, counts.get(whose, 0))
+        if counts:
+            found[name] = sum(counts.values())
+    return found
 
 
 def temperatures(root: Path, cores: Sequence[int]) -> Reading:

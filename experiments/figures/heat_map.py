@@ -28,6 +28,7 @@ def draw(
     metric: str = "tokens_per_second",
     relative_to: str | Mapping[str, str] | None = None,
     intervals: bool = True,
+    beside: str | None = None,
     digits: int | None = None,
     x_label: str | None = None,
     y_label: str | None = None,
@@ -38,31 +39,40 @@ def draw(
     """Either `cells`: row's label -> {column's label: arm}, the mean over the tasks; or `arms`: row's label -> arm (or
     the arms themselves), with a column for each task and, for several, their mean.
 
-    `relative_to`: the relative difference from that arm, or from {arm: that arm}; the colors then part at 0. A cell
-    without a number is hatched, and the caption names its arm. Raises UserError for runs that do not mix, for a metric
-    nobody knows, for both or neither of `cells` and `arms`, and where no arm is in the runs.
+    `relative_to`: the relative difference from that arm, or from {arm: that arm}; the colors then part at 0.
+    `beside`: another metric of the same arm, as it is, in the last line of a cell. A cell without a number is hatched,
+    and the caption names its arm. Raises UserError for runs that do not mix, for a metric nobody knows, for both or
+    neither of `cells` and `arms`, and where no arm is in the runs.
     """
     if (cells is None) == (arms is None):
         raise UserError("cells, arms: accepted: exactly one of them")
     opened = open_runs(runs, "mean" if arms is None else "all")
-    if cells is not None:
-        rows, columns, grid = _by_knobs(opened, cells, metric, relative_to)
-    else:
-        rows, columns, grid = _by_task(opened, arms or (), metric, relative_to)
+    rows, columns, grid = _gridded(opened, cells, arms, metric, relative_to)
+    second = {} if beside is None else _gridded(opened, cells, arms, beside, None)[2]
     with in_style():
-        figure = new_figure(width, height or 1.0 + (0.38 if intervals else 0.26) * len(rows))
+        lines = 1 + intervals + (beside is not None)
+        figure = new_figure(width, height or 1.0 + (0.14 + 0.12 * lines) * len(rows))
         axes = figure.subplots()
         places = digits if digits is not None else (2 if relative_to else metric_of(metric).digits)
         _paint(axes, grid, (len(rows), len(columns)), relative_to is not None)
         for (row, column), (_, number) in grid.items():
+            _, other = second.get((row, column), ("", None))
             if number is not None:
-                _write(axes, row, column, _text(number, places, intervals, relative_to is not None))
+                last = "" if other is None or beside is None else f"\n{other.value:.{metric_of(beside).digits}f}"
+                _write(axes, row, column, _text(number, places, intervals, relative_to is not None) + last)
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
-        axes.set(xlabel=x_label or "", ylabel=y_label or "", title=title or _title(metric, relative_to))
+        axes.set(xlabel=x_label or "", ylabel=y_label or "", title=title or _title(metric, relative_to, beside))
         missing = [name for name, number in grid.values() if number is None]
         write_caption(figure, caption(opened, missing, intervals=False) + _brackets(intervals))
     return figure
+
+
+def _gridded(opened: Shown, cells: Any, arms: Any, metric: str, relative_to: Any) -> tuple[list[str], list[str], Cells]:
+    """Labels of rows and of columns, and the numbers."""
+    if cells is not None:
+        return _by_knobs(opened, cells, metric, relative_to)
+    return _by_task(opened, arms or (), metric, relative_to)
 
 
 def _by_knobs(
@@ -134,9 +144,10 @@ def _text(number: Estimate, digits: int, intervals: bool, signed: bool) -> str:
     return value if len(interval) < 2 else f"{value}\n[{', '.join(interval)}]"
 
 
-def _title(metric: str, relative_to: Any) -> str:
+def _title(metric: str, relative_to: Any, beside: str | None) -> str:
     base = f" {relative_to}" if isinstance(relative_to, str) else " its base"
-    return label_of(metric) + (f", relative to{base}" if relative_to is not None else "")
+    told = label_of(metric) + (f", relative to{base}" if relative_to is not None else "")
+    return told if beside is None else f"{told}\n(last line: {label_of(beside)})"
 
 
 def _brackets(intervals: bool) -> str:

@@ -127,6 +127,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for path, form in zip(paths, METADATA, strict=True):
             path.write_bytes(render(figure, form))
+            figure.set_layout_engine(
+                "none"
+            )  # the first drawing has settled it, and solving it again takes most of the time
     except OSError as error:
         raise UserError(
             f"{folder}: cannot write {name} there ({error.strerror}); accepted: a writable folder"

@@ -43,7 +43,7 @@ def run_in_sweep(config: DictConfig, sweep: Sweep, run: Callable[[DictConfig], P
     with in_one_piece() if worker else nullcontext():
         try:
             if worker:
-                claim_slot()
+                claim_slot(str(config.engine.device))
             keep_models()
             plan = run(config)
             outcome = replace(outcome, state="done", measured=plan.measured, **outcome.ran(plan))
@@ -77,7 +77,7 @@ def take_letters() -> list[str]:
 
 
 def failed_state(error: BaseException) -> State:
-    """What a job is that ended in this."""
+    """What a job is that ended in this: an exit is a signal's, as submitit's at the time limit of a job."""
     return "failed" if isinstance(error, Exception) else "interrupted"
 
 

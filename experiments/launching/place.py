@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from experiments.launching.jobs import is_worker
 from experiments.launching.locks import Presence, alone_on, device_names, presence
 from experiments.launching.sweep import current
-from viasd.engine import resolve_device
+from viasd.engine import Device, resolve_device
 
 if TYPE_CHECKING:
     from experiments.config import Job
     from experiments.measure import Prompt
     from experiments.plan import Plan
+    from viasd.models import Pair
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,9 @@ class Place:
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """Have the device for oneself. Who waits for it is not at work."""
+        """Have the device for oneself."""
         sweep = current()
-        self.presence.tell(at_work=False)
         with alone_on(self.devices, what, sweep.folder.name if sweep else None):
-            self.presence.tell(at_work=True)
             yield
 
     @contextmanager
@@ -46,6 +45,14 @@ class Place:
                 yield
         else:
             yield
+
+
+@contextmanager
+def alone_to_time(device: Device, pair: Pair, what: str) -> Iterator[None]:
+    """The place of what is timed outside of runs, as a tuning: a neighbor of runs, and alone on its device."""
+    devices = device_names(resolve_device(device), several=pair.device_map is not None)
+    with presence() as mine, Place(devices, mine).alone(what):
+        yield
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from experiments.errors import FAILED, RunFailed, exit_code, one_line
 from experiments.launching.sweep import Outcome, Sweep, begun, expect, product_commands
 
 PROGRAM = "python -m experiments.run -m"
-PAUSE = 0.5  # seconds between two looks at the jobs of other processes
+PAUSE = 2.0  # seconds between two looks at the jobs of other processes
+OVER = ("done", "failed")  # an interrupted job may be started again by its launcher
 SHOWN = 200  # characters of what a launcher says when it breaks down
 
 
@@ -23,7 +24,7 @@ def progress(sweep: Sweep) -> str:
     """`3 of 24 jobs done, 2 failed; about 12 min left`."""
     from experiments.preview import duration
 
-    ended = [one for one in sweep.outcomes() if one.state != "running"]
+    ended = [one for one in sweep.outcomes() if one.state in OVER]
     failed = sum(one.state != "done" for one in ended)
     of = "" if sweep.total is None else f" of {sweep.total}"
     line = f"{len(ended) - failed}{of} jobs done" + (f", {failed} failed" if failed else "")
@@ -50,7 +51,9 @@ def tell_end(sweep: Sweep, outcome: Outcome) -> None:
 
 
 class Watch(Thread):
-    """Tells in this process of the jobs that end in others."""
+    """Tells in this process of the jobs that end in others. Jobs in this process, which it would disturb, tell
+    themselves: it starts with a sweep of others alone.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -63,13 +66,16 @@ class Watch(Thread):
     def look(self) -> None:
         """Tell of what has ended since the last look."""
         sweep = begun()
-        for one in sweep.outcomes() if sweep else []:
-            if one.state != "running" and one.number not in self._told and sweep and one.process != sweep.process:
+        for one in sweep.outcomes(but=self._told) if sweep else []:
+            if one.state in OVER:
                 self._told.add(one.number)
-                tell_end(sweep, one)
+                if sweep and one.process != sweep.process:
+                    tell_end(sweep, one)
 
     def end(self) -> None:
         """Look for the last time."""
+        if self.ident is None:  # it was never started
+            return
         self._over.set()
         self.join()
         self.look()
@@ -79,7 +85,7 @@ class Watch(Thread):
 def watched() -> Iterator[None]:
     """Tell of jobs that end in other processes while what is inside waits for them."""
     watch = Watch()
-    watch.start()
+    expect(wanted=True, elsewhere=watch.start)
     try:
         yield
     finally:
@@ -92,7 +98,6 @@ def sweep_told() -> Iterator[None]:
 
     Raises RunFailed where the launcher broke down and left jobs behind.
     """
-    expect(wanted=True)
     try:
         with watched():
             yield
@@ -127,7 +132,7 @@ def unfinished(sweep: Sweep, ended: Sequence[Outcome]) -> int:
     """Jobs that are neither done nor failed, once any was started."""
     if not ended:
         return 0
-    over = sum(one.state in ("done", "failed") for one in ended)
+    over = sum(one.state in OVER for one in ended)
     return (len(ended) if sweep.total is None else sweep.total) - over
 
 

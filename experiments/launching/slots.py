@@ -1,43 +1,68 @@
-"""How many jobs work at once on this host, and which GPUs are whose, where no scheduler rules on that."""
+"""How many jobs work at once on this host or its GPUs, and which are whose, where no scheduler rules on that."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from experiments.errors import UserError
-from experiments.launching.locks import POLL, VISIBLE, lock_folder, visible_gpus
+from experiments.launching.locks import POLL, VISIBLE, lock_folder, plain, visible_gpus
 
 SLOTS, GPUS = "VIASD_SLOTS", "VIASD_SLOT_GPUS"  # jobs at once on a host, GPUs of each; set by presets of launchers
 _CLAIMED: list[FileLock] = []  # this process's slot, kept until it ends: CUDA keeps the GPUs it started with
 
 
-def claim_slot() -> None:
-    """Take one of this host's slots, where the launcher's preset says how many there are, and see its GPUs alone."""
+def claim_slot(device: str = "auto") -> None:
+    """Take one of the slots of this host or of its GPUs, where the launcher's preset says how many, and see its own.
+
+    Sweeps on GPUs of their own do not wait for each other; those on the processor (`device`: cpu) share its cores.
+    """
     told = os.environ.get(SLOTS, "")
     if _CLAIMED or not told:
         return
     own, waits = int(os.environ.get(GPUS) or 0), False
+    gpus = visible_gpus() if own or device != "cpu" else []
     while True:
         for number in range(int(told)):
-            lock = FileLock(lock_folder() / f"slot_{number}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            _CLAIMED.append(lock)
-            if own:
-                os.environ[VISIBLE] = ",".join(visible_gpus()[number * own : (number + 1) * own])
-            return
+            mine = gpus[number * own : (number + 1) * own]
+            if take(slot_names(number, mine, gpus)):
+                if own:
+                    os.environ[VISIBLE] = ",".join(mine)
+                return
         if not waits:
-            print(f"waiting for one of {told} slots of this host (launch.jobs)", file=sys.stderr, flush=True)
+            where = f"on {', '.join(gpus[: int(told) * max(own, 1)])}" if gpus else "of this host"
+            print(f"waiting for one of {told} slots {where} (launch.jobs)", file=sys.stderr, flush=True)
             waits = True
         time.sleep(POLL)
+
+
+def slot_names(number: int, mine: Sequence[str], gpus: Sequence[str]) -> list[str]:
+    """What is locked for a slot: each of its own GPUs; else a place on the GPU that is used, or on the processor."""
+    if mine:
+        return [f"{plain(one)}_0" for one in sorted(mine)]
+    return [f"{plain(gpus[0])}_{number}" if gpus else str(number)]
+
+
+def take(names: Sequence[str]) -> bool:
+    """Have all of these locks, or none of them."""
+    taken: list[FileLock] = []
+    for name in names:
+        lock = FileLock(lock_folder() / f"slot_{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            for one in taken:
+                one.release()
+            return False
+        taken.append(lock)
+    _CLAIMED.extend(taken)
+    return True
 
 
 def jobs_at_once(jobs: int | None, threads: int | str, gpus: int) -> int:
@@ -69,6 +94,7 @@ def register() -> None:
     known: dict[str, Any] = {
         "jobs_at_once": jobs_at_once,
         "threads_of_a_job": threads_of_a_job,
+        "visible_gpus": lambda: ",".join(visible_gpus()),
         "either": lambda one, other: one or other,
     }
     for name, resolver in known.items():

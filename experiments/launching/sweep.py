@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from experiments.entry import results_folder
+from experiments.entry import GPU_ORDER, results_folder
 from experiments.errors import CONFIG_DIRS, config_folders
 from experiments.launching import slots
 
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from experiments.plan import Plan
 
 PREFIX = "VIASD_"  # of all our variables
+IN_PROCESS = ".BasicLauncher"  # Hydra's own launcher, whose jobs run one by one where the sweep was started
 VARIABLE = "VIASD_SWEEP"  # the sweep's folder, in the environment of its jobs
 State = Literal["running", "done", "failed", "interrupted"]
 slots.register()  # wherever a configuration is composed, this was imported: it is named there
 _WANTED: list[bool] = []  # whether this process wants to hear of its jobs; not where they are only planned
+_ELSEWHERE: list[Callable[[], None]] = []  # what is to begin with a sweep whose jobs run in other processes
 _BEGUN: list[Sweep] = []  # by this process, which is the one that started it
 
 
@@ -103,16 +105,20 @@ class Sweep:
 
     def store(self, outcome: Outcome) -> None:
         """Write what is known of a job, whole or not at all; a full disk must not hide what the job itself says."""
-        path = self.folder / f"job_{outcome.number:04d}.json"
+        path = self._path(outcome.number)
         beside = path.with_suffix(".tmp")
         with suppress(OSError):
             beside.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
             beside.replace(path)
 
-    def outcomes(self) -> list[Outcome]:
-        """Of all jobs that were started, in their order."""
-        paths = sorted(self.folder.glob("job_*.json"))
+    def outcomes(self, but: Collection[int] = ()) -> list[Outcome]:
+        """Of all jobs that were started, in their order; without those of these numbers, which are not read."""
+        left_out = {self._path(number).name for number in but}
+        paths = [path for path in sorted(self.folder.glob("job_*.json")) if path.name not in left_out]
         return [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"job_{number:04d}.json"
 
     def label(self, outcome: Outcome) -> str:
         """What a job is called: where it differs from the others."""
@@ -141,10 +147,14 @@ def begun() -> Sweep | None:
     return _BEGUN[-1] if _BEGUN else None
 
 
-def expect(wanted: bool) -> None:
-    """Another command starts in this process: whether the jobs of its sweep are to tell what becomes of them."""
+def expect(wanted: bool, elsewhere: Callable[[], None] | None = None) -> None:
+    """Another command starts in this process: whether the jobs of its sweep are to tell what becomes of them.
+
+    `elsewhere` is called once a sweep begins whose jobs run in other processes.
+    """
     _BEGUN.clear()
     _WANTED[:] = [wanted]
+    _ELSEWHERE[:] = [] if elsewhere is None else [elsewhere]
 
 
 class Announce(Callback):  # type: ignore[misc]
@@ -161,6 +171,9 @@ class Announce(Callback):  # type: ignore[misc]
             sweep = new_sweep(config)
             sweep.begin()
             _BEGUN.append(sweep)
+            if not config.hydra.launcher.get("_target_", "").endswith(IN_PROCESS):
+                for begin in _ELSEWHERE:
+                    begin()
             told |= {VARIABLE: str(sweep.folder), CONFIG_DIRS: os.pathsep.join(sweep.config_dirs)}
         with read_write(config.hydra), open_dict(config.hydra):
             # Jobs are composed anew from these, also in other processes and on other machines.
@@ -168,11 +181,11 @@ class Announce(Callback):  # type: ignore[misc]
 
 
 def environment(config: DictConfig) -> dict[str, str]:
-    """What jobs find in their environment wherever they run: our own variables, and what a launcher's yaml sets.
+    """What jobs find in their environment wherever they run: ours, the order of GPUs, what a launcher's yaml sets.
 
     As numbers: where Hydra sets it, the keys that yamls name are gone.
     """
-    own = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+    own = {name: value for name, value in os.environ.items() if name.startswith(PREFIX) or name == GPU_ORDER}
     return own | {str(name): str(value) for name, value in config.hydra.job.env_set.items()}
 
 

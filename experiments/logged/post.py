@@ -60,10 +60,15 @@ class Teller:
                 self.alive = False
 
     def end(self, letters: Sequence[Path]) -> None:
-        """The last message: whole letters, or none."""
+        """The last message: whole letters, or none. They are listed in a file: a pipe holds the paths of few."""
         self.letters += letters
-        if letters:
-            self.send({"letters": [str(path) for path in letters]})
+        if letters and self.alive:
+            listed = letters[0].with_name(f"wandb_letters.{os.getpid()}.tmp")
+            try:
+                listed.write_text(json.dumps([str(path) for path in letters]), encoding="utf-8")
+                self.send({"list": str(listed)})
+            except OSError:
+                self.alive = False
         with suppress(OSError, AttributeError):
             self._process.stdin.close()  # type: ignore[union-attr]
 

@@ -15,6 +15,7 @@ TEXT_COLUMNS = ("text", "token_ids")  # of a stored row, from which its output c
 TRACKED = "tracked.json"  # beside a run: where it was logged
 SWEEP = "WANDB_SWEEP_ID"  # what `wandb agent` tells the runs that it starts
 SERVICE = "WANDB_SERVICE"  # by which W&B's library finds a process of its own that runs already
+OFFLINE = "offline in "  # begins the place of a log that is not uploaded
 DATA = "WANDB_DATA_DIR"  # where W&B keeps the files of artifacts until they are uploaded
 
 
@@ -101,7 +102,7 @@ def keep_near(where: Path, given: str | None) -> None:
 
 def place_of(run: Any, mode: str) -> str:
     """Where a run is: its page, or its folder."""
-    return str(run.url) if mode == "online" else f"offline in {Path(run.dir).parent}"
+    return str(run.url) if mode == "online" else f"{OFFLINE}{Path(run.dir).parent}"
 
 
 def begin_curves(run: Any) -> None:

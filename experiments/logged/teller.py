@@ -1,7 +1,8 @@
 """The process that tells W&B: `python -m experiments.logged.teller`, started by a run, which need not wait for it.
 
 Messages come as lines of JSON on standard input: `open` (a letter: begin live curves), `points`, `letters` (paths of
-whole letters). Each letter is answered by a line on standard output and by a file beside the run.
+whole letters), `list` (a file with as many such paths as there are). Each letter is answered by a line on standard
+output and by a file beside the run.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import Queue
-from threading import Thread, Timer
+from threading import Lock, Thread, Timer
 from typing import Any, TypeVar
 
 from experiments.logged import session
@@ -27,7 +28,7 @@ from experiments.patience import Hung, within
 
 MODULE = "experiments.logged.teller"
 NICE = 10  # what measures comes first
-LIFE = 600.0  # seconds after the last message until the process ends, whatever W&B does
+LIFE = 600.0  # seconds after the last message, or the last letter told, until the process ends, whatever W&B does
 GIVEN = os.environ.get(DATA)
 T = TypeVar("T")
 
@@ -91,6 +92,38 @@ class Session:
         return None
 
 
+class Fuse:
+    """Ends the process `LIFE` seconds after it was lit, or after the last thing that was done since."""
+
+    def __init__(self) -> None:
+        self._timer: Timer | None = None
+        self._lock = Lock()
+
+    def light(self) -> None:
+        """From now on the time runs, from its beginning."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = Timer(LIFE, leave)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def renew(self) -> None:
+        """Something was done: the time, if it runs, begins again."""
+        if self._timer is not None:
+            self.light()
+
+    def put_out(self) -> None:
+        """No end by time any more."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = None
+
+
+FUSE = Fuse()
+
+
 def messages() -> Iterator[dict[str, Any]]:
     """What comes on standard input, read in a thread so that the sender never waits for W&B."""
     queue: Queue[str | None] = Queue()
@@ -98,7 +131,7 @@ def messages() -> Iterator[dict[str, Any]]:
     def read() -> None:
         for line in sys.stdin:
             queue.put(line)
-        Timer(LIFE, leave).start()
+        FUSE.light()
         queue.put(None)
 
     Thread(target=read, daemon=True).start()
@@ -123,12 +156,22 @@ def tell(path: Path, mode: str | None, live: Session | None) -> tuple[dict[str, 
     error = " ".join(f"{type(own.error).__name__}: {own.error}".split())
     if mode is not None or own.hopeless:
         return answer(letter, None, error), True
-    return answer(letter, tell_offline(path), error), False
+    return answer(letter, leave_copy(path, letter), error), False
 
 
 def answer(letter: Mapping[str, Any], place: str | None, error: str | None) -> dict[str, Any]:
     """Where a letter went; `error` says why it did not, or not there where it was meant to."""
     return {"run_id": letter["run_id"], "digest": letter["digest"], "place": place, "error": error}
+
+
+def leave_copy(path: Path, letter: Mapping[str, Any]) -> str | None:
+    """Where the same letter lies offline: where an earlier try left it, else a new copy."""
+    from experiments.store import read_json
+
+    before = read_json(path.with_name(TRACKED)) or {}
+    place = str(before.get("place") or "")
+    lies = place.startswith(session.OFFLINE) and Path(place.removeprefix(session.OFFLINE)).is_dir()
+    return place if lies and before.get("digest") == letter["digest"] else tell_offline(path)
 
 
 def tell_offline(path: Path) -> str | None:
@@ -158,12 +201,35 @@ def main() -> None:
             live.begin_curves(letter["points"])
         elif "points" in message and live is not None:
             live.draw(message["points"])
-        elif "letters" in message:
-            tell_all([Path(name) for name in message["letters"]], message.get("mode"), live)
+        elif "letters" in message or "list" in message:
+            with at_work():
+                tell_all(paths_of(message), message.get("mode"), live)
             live = None
     if live is not None:
         live.close(exit_code=1)
     leave()
+
+
+def paths_of(message: Mapping[str, Any]) -> list[Path]:
+    """The letters that a message names, itself or in a file, which has done its work."""
+    names = message.get("letters")
+    if names is None:
+        listed = Path(message["list"])
+        names = json.loads(listed.read_text(encoding="utf-8"))
+        listed.unlink(missing_ok=True)
+    return [Path(name) for name in names]
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Be seen by what is timed meanwhile. Of live curves the run says so itself."""
+    from experiments.errors import UserError
+    from experiments.launching.locks import presence
+
+    with ExitStack() as stack:
+        with suppress(UserError, OSError):
+            stack.enter_context(presence())
+        yield
 
 
 def leave() -> None:
@@ -188,8 +254,10 @@ def tell_all(paths: Sequence[Path], mode: str | None, live: Session | None) -> N
             told, usable = tell(path, mode, live)
             failed = None if usable else told["error"]
         else:
-            told = answer(json.loads(path.read_text(encoding="utf-8")), tell_offline(path), failed)
+            letter = json.loads(path.read_text(encoding="utf-8"))
+            told = answer(letter, leave_copy(path, letter), failed)
         reply(path, told, keep=mode is not None)
+        FUSE.renew()
         live = None
 
 

@@ -18,8 +18,11 @@
 #
 # ```
 # python -m experiments.probe pair=MINE
-# python -m experiments.run experiment=headline pair=MINE
+# python -m experiments.run experiment=draft_length size=full pair=MINE
 # ```
+#
+# `MINE` is a yaml of conf/pair; any two models are a pair as `pair=local pair.models.target=... pair.models.draft=...`
+# (docs/pairs.md). `size=full` times 40 prompts of each task; below 10 nothing is recommended.
 
 # %%
 RESULTS = None  # a results folder, as "results"; None: the shipped runs
@@ -44,7 +47,8 @@ print(f"pair {pair}; tasks {', '.join(run.task for run in runs)}; {'a' if probe 
 # ## The recommendation
 #
 # An arm is within the bound if the upper end of its shortfall's interval is; it is recommended if the lower end of its
-# speed over the fastest plain sd is above 1. Else nothing is to be recommended over sd, and that is said.
+# speed over the fastest plain sd is above 1, and enough prompts were timed. Else nothing is to be recommended over sd,
+# and that is said.
 
 # %%
 choice = choose(runs, BOUND, probe, TASK)
@@ -65,8 +69,9 @@ show_table(table)
 # %% [markdown]
 # ## All candidates
 #
-# *at most*: the largest shortfall that the data still allow: the end of the interval, or 3 / tokens where a lossy arm
-# showed none at all. *over coin* below 1: a coin between sd and unread drafting is faster at that fidelity.
+# *at most*: the largest shortfall that the data still allow: the end of the interval, or 3 / prompts where a lossy arm
+# showed a loss in fewer than 3 prompts. *over coin* below 1: a coin between sd and unread drafting is faster at that
+# fidelity.
 
 # %%
 show_table(cells(choice))

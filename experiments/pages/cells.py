@@ -103,11 +103,9 @@ def sort_of_arm(name: str) -> str:
     return "control" if name.partition("@")[0] in CONTROLS else "method"
 
 
-def best(
-    summary: Mapping[str, Numbers], arms: Sequence[str], metric: str, fits: Callable[[Numbers], bool]
-) -> str | None:
+def best(summary: Mapping[str, Numbers], arms: Sequence[str], metric: str, fits: Callable[[str], bool]) -> str | None:
     """The arm with the highest value of a metric among those that fit; controls and vanilla are not asked."""
     asked = [arm for arm in arms if arm != "vanilla" and sort_of_arm(arm) != "control"]
-    own = {arm: number(summary.get(arm, {}), metric).value for arm in asked if fits(summary.get(arm, {}))}
+    own = {arm: number(summary.get(arm, {}), metric).value for arm in asked if fits(arm)}
     known = {arm: value for arm, value in own.items() if value is not None}
     return max(known, key=lambda arm: known[arm]) if known else None

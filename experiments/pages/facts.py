@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from experiments.metrics import find
+from experiments.choosing.candidates import largest_shortfall
+from experiments.choosing.knobs import read_knobs
+from experiments.frontier import Arms
 from experiments.pages.cells import best, number
 from experiments.pages.runs import Reported
+from experiments.paper.agreement import FEW
 from experiments.text_tables import Numbers
 
 NEAR = 0.01  # shortfall of the second key figure
@@ -34,30 +38,46 @@ def facts(runs: Sequence[Reported]) -> dict[str, str]:
     }
 
 
-def key_figures(summary: Mapping[str, Numbers], arms: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    """What a reader asks first: title, figure, the arm it is of, and what of. Controls and vanilla are no answers."""
+@dataclass(frozen=True)
+class KeyFigure:
+    """`figure` of an arm, `of`: over what, with its interval; `doubt`: why it may be none, empty where it is sure."""
 
-    digits = find("shortfall").digits
+    title: str
+    figure: str
+    arm: str
+    of: str
+    doubt: str
 
-    def within(most: float) -> Callable[[Numbers], bool]:
-        def fits(numbers: Numbers) -> bool:
-            lost = number(numbers, "shortfall").value
-            return lost is not None and round(lost, digits) <= most  # as it is shown: sampling leaves rounding noise
 
-        return fits
+def key_figures(summary: Mapping[str, Numbers], place: Sequence[Arms], methods: Mapping[str, Any]) -> list[KeyFigure]:
+    """What a reader asks first. Controls and vanilla are no answers. `methods`: the arms of a run's identity.
 
-    asked: tuple[tuple[str, str, Callable[[Numbers], bool], str], ...] = (
-        ("fastest without a shortfall", "speedup", within(0.0), "over vanilla"),
-        (f"fastest within {NEAR:.0%} shortfall", "speedup", within(NEAR), "over vanilla"),
-        ("most over the free frontier", "speedup_over_coin", lambda _: True, "over a coin of its fidelity"),
+    An arm is within a bound on the shortfall by the rule of `experiments.choosing`.
+    """
+    worst = {arm: largest_shortfall(place, arm, read_knobs(methods[arm])) for arm in place[0]}
+    asked: tuple[tuple[str, str, float, str], ...] = (
+        ("fastest without a shortfall", "speedup", 0.0, "over vanilla"),
+        (f"fastest within {NEAR:.0%} shortfall", "speedup", NEAR, "over vanilla"),
+        ("most over the free frontier", "speedup_over_coin", float("inf"), "over a coin of its fidelity"),
     )
     told = []
-    for title, metric, fits, of in asked:
-        arm = best(summary, arms, metric, fits)
+    for title, metric, most, of in asked:
+        arm = best(summary, list(worst), metric, lambda name, most=most: worst[name] <= most)  # type: ignore[misc]
         if arm is not None:
             found = number(summary[arm], metric)
-            told.append((title, f"{found.text}\u00d7", arm, f"{of} {found.interval}".strip()))
+            doubt = unsure(summary[arm][metric], min(len(arms[arm].timed.rows) for arms in place))
+            told.append(KeyFigure(title, f"{found.text}\u00d7", arm, f"{of} {found.interval}".strip(), doubt))
     return told
+
+
+def unsure(ratio: float | Mapping[str, float], timed: int) -> str:
+    """Why a ratio of speeds may be 1 after all. `timed`: prompts of the task that has the fewest."""
+    told = []
+    if timed < FEW:
+        told.append(f"{timed} timed prompt{'s' * (timed != 1)} of a task")
+    if isinstance(ratio, Mapping) and ratio["low"] <= 1 <= ratio["high"]:
+        told.append("the interval holds 1")
+    return f"not sure: {', '.join(told)}" if told else ""
 
 
 def provenance(one: Reported) -> dict[str, dict[str, str]]:

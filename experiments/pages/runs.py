@@ -21,9 +21,10 @@ FEW = 5  # of the runs that an error names
 
 @dataclass(frozen=True)
 class Reported:
-    """A stored run with all of its run.json. `written`: the day of its last row, by the time of the file (UTC)."""
+    """A stored run with all of its run.json. `written`: the day of its last row (UTC), else of the file."""
 
     run_id: str
+    folder: Path
     run: StoredRun
     record: dict[str, Any]
     written: str
@@ -32,8 +33,9 @@ class Reported:
 def choose(names: Sequence[str], results: Path) -> tuple[list[Reported], list[str]]:
     """The named runs, or all of the results folder, oldest first; and notices of those that are left out.
 
-    A name is a run id, the beginning of one, or the path of a run's folder; a run named twice counts once. Raises
-    UserError for a name that fits no run or several, for a named run that cannot be read, and where no row is stored.
+    A name is a run id, the beginning of one, or the path of a run's folder; a run counts once, however often and in
+    whatever way it is named, and copies of it in other folders are told. Raises UserError for a name that fits no run
+    or several, for a named run that cannot be read, and where no row is stored.
     """
     found: list[Reported] = []
     notices: list[str] = []
@@ -45,7 +47,11 @@ def choose(names: Sequence[str], results: Path) -> tuple[list[Reported], list[st
                 raise
             notices.append(f"left out: {error}")
             continue
-        if one.run.rows:
+        first = next((other for other in found if other.run_id == one.run_id), None)
+        if first is not None:
+            if first.folder != one.folder:
+                notices.append(f"left out: {one.folder} is run {one.run_id} again, which is read from {first.folder}")
+        elif one.run.rows:
             found.append(one)
         else:
             notices.append(f"left out: run {one.run_id} has no rows yet")
@@ -83,8 +89,9 @@ def open_reported(name: str, results: Path) -> Reported:
     is_path = (path / "run.json").is_file()
     folder = RunFolder(results, str(path.resolve()) if is_path else name)
     file = folder.rows_path if folder.rows_path.exists() else folder.path / "run.json"
-    written = datetime.fromtimestamp(file.stat().st_mtime, UTC).strftime("%Y-%m-%d")
-    return Reported(folder.path.name, run, folder.read_run() or {}, written)
+    known = [row.measured_at for row in run.rows if row.measured_at is not None]
+    last = max(known, default=datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat())
+    return Reported(folder.path.name, folder.path.resolve(), run, folder.read_run() or {}, last[:10])
 
 
 def group(runs: Sequence[Reported]) -> list[list[Reported]]:
@@ -105,12 +112,31 @@ def group(runs: Sequence[Reported]) -> list[list[Reported]]:
 
 def kind(one: Reported) -> str:
     """What the runs of one comparison share: what tables may not mix, the method as configured, and the seed."""
-    run = one.run
-    same = [run.identity.get(key) for key in (*IDENTICAL, "seed")]
-    return json.dumps([same, run.arms, run.settings], sort_keys=True, default=str)
+    return json.dumps([shared(one), seed_of(one)], sort_keys=True, default=str)
+
+
+def shared(one: Reported) -> list[Any]:
+    """The same without the seed."""
+    return [[one.run.identity.get(key) for key in IDENTICAL], one.run.arms, one.run.settings]
+
+
+def seed_of(one: Reported) -> int:
+    """The seed of a run."""
+    return int(one.run.identity.get("seed", 0))
+
+
+def same_but_seed(one: Reported, other: Reported) -> bool:
+    """Whether two runs ask the same of the same prompts, each under a seed of its own."""
+    return (
+        seed_of(one) != seed_of(other)
+        and shared(one) == shared(other)
+        and one.run.identity["task"] == other.run.identity["task"]
+    )
 
 
 def differing(first: StoredRun, other: StoredRun) -> list[str]:
     """In what two runs that are not one comparison differ."""
+    seeds = [run.identity.get("seed", 0) for run in (first, other)]
     keys = [*mixed([first, other]), *(["arms"] if first.arms != other.arms else [])]
+    keys += ["seed"] if seeds[0] != seeds[1] and "seed" not in keys else []  # of one task, a table may take several
     return keys or ["configuration"]

@@ -1,8 +1,9 @@
 """Whether a measured effect agrees with a published one. One rule, for every table.
 
 Sign: the paper's is that of all its cells (none where they differ, or one has no effect); ours is that of our 95%
-interval, and undecided where the interval holds no effect or there is no interval. Size: the paper's median lies in our
-interval, or our value within the tolerance of that median; else ours is smaller or larger.
+interval, and undecided where the interval holds no effect, comes from few prompts, or is none. Size: the paper's median
+lies in our interval, or the two effects, on an even scale, differ by no more than a share of the paper's; else ours is
+smaller or larger. A tolerance that did not shrink with the effect would let any size agree with a small one.
 """
 
 from __future__ import annotations
@@ -15,44 +16,58 @@ from experiments.paper.spec import Effect
 from experiments.paper.values import Claimed
 from experiments.statistics import Estimate
 
-TOLERANCE = {"ratio": 0.10, "difference": 0.02}  # of a ratio, relative; of a difference, absolute
+TOLERANCE = 0.25  # share of the paper's effect: of the logarithm of a ratio, of a difference
+FLOOR = {"ratio": 0.01, "difference": 0.005}  # on that scale: papers print two decimals; of a smaller effect, half
 ROUNDING = 1e-9
-Sign = Literal["same", "opposite", "undecided", "no claim"]
+FEW = 10  # prompts; the bootstrap of fewer is too sure of itself
+Sign = Literal["same", "opposite", "undecided", "none", "no claim"]
 Size = Literal["same", "smaller", "larger"]
 NOTE = (
-    "Agrees: `yes` has the paper's sign and size, `sign` its sign, `no` the opposite sign, `undecided` an interval of "
-    "ours that holds no effect (or none: n = 1). Sign: all cells of the paper, our whole interval. Size: the paper's "
-    "median lies in our interval, or our value within 10% (of a difference: 0.02) of it."
+    "Agrees: `yes` has the paper's sign and size, `sign` its sign, `no` the opposite sign; `undecided`: our interval "
+    f"includes 1 (of a difference: 0), or there is none (n = 1), or one of the tasks has fewer than {FEW} prompts (few "
+    "prompts); `no effect`: ours, which no prompt can change, is exactly that; `none claimed`: the paper's cells have "
+    "both signs, or no effect, and ours is told. Sign: all cells of the paper, our whole interval. Size: the paper's "
+    "median lies in our interval, or our effect (of a ratio: its logarithm) is within 25% of the paper's."
 )
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Sign and size of our effect beside the paper's."""
+    """Sign and size of our effect beside the paper's; `direction`: of ours, 0 where it is undecided, and `why`."""
 
     sign: Sign
     size: Size
+    direction: int
+    why: str = ""
 
     @property
     def text(self) -> str:
         """As a cell of a table."""
+        if self.sign == "no claim":  # the paper's silence must not hide a loss of ours
+            return f"none claimed: ours {('undecided', 'higher', 'lower')[self.direction]}{self.why}"
         if self.sign != "same":
-            return {"opposite": "no", "undecided": "undecided", "no claim": "-"}[self.sign]
+            return {"opposite": "no", "undecided": f"undecided{self.why}", "none": "no effect"}[self.sign]
         return "yes" if self.size == "same" else f"sign ({self.size})"
 
 
-def agree(ours: Estimate, paper: Claimed, effect: Effect) -> Agreement:
-    """Compare an effect, a ratio or a difference, with the paper's."""
+def is_few(fewest: int | None) -> bool:
+    """Whether the fewest prompts of any task are too few for a verdict; None: the number follows from no prompts."""
+    return fewest is not None and fewest < FEW
+
+
+def agree(ours: Estimate, paper: Claimed, effect: Effect, fewest: int | None = None) -> Agreement:
+    """Compare an effect, a ratio or a difference, with the paper's. `fewest`: as `is_few` takes it."""
     neutral = 1.0 if effect == "ratio" else 0.0
     theirs = _direction(paper.low, paper.high, neutral)
-    own = 0 if ours.low is None or ours.high is None else _direction(ours.low, ours.high, neutral)
+    few = is_few(fewest)
+    own = 0 if few or ours.low is None or ours.high is None else _direction(ours.low, ours.high, neutral)
     if theirs == 0:
         sign: Sign = "no claim"
     elif own == 0:
-        sign = "undecided"
+        sign = "none" if fewest is None and ours.low == ours.high == neutral else "undecided"
     else:
         sign = "same" if own == theirs else "opposite"
-    return Agreement(sign, _size(ours, paper, effect))
+    return Agreement(sign, _size(ours, paper, effect), own, " (few prompts)" if few else "")
 
 
 def _direction(low: float, high: float, neutral: float) -> int:
@@ -63,14 +78,15 @@ def _direction(low: float, high: float, neutral: float) -> int:
 
 def _size(ours: Estimate, paper: Claimed, effect: Effect) -> Size:
     inside = ours.low is not None and ours.high is not None and ours.low <= paper.median <= ours.high
-    distance = ours.value / paper.median - 1 if effect == "ratio" else ours.value - paper.median
-    if inside or abs(distance) <= TOLERANCE[effect] + ROUNDING:
+    own, theirs = _even(ours.value, effect), _even(paper.median, effect)
+    tolerance = max(TOLERANCE * abs(theirs), min(FLOOR[effect], abs(theirs) / 2))
+    if inside or abs(own - theirs) <= tolerance + ROUNDING:
         return "same"
-    return "larger" if _strength(ours.value, effect) > _strength(paper.median, effect) else "smaller"
+    return "larger" if abs(own) > abs(theirs) else "smaller"
 
 
-def _strength(value: float, effect: Effect) -> float:
-    """How far an effect is from none, on an even scale."""
+def _even(value: float, effect: Effect) -> float:
+    """An effect on an even scale, where none is 0."""
     if effect == "ratio":
-        return abs(log(value)) if value > 0 else float("inf")
-    return abs(value)
+        return log(value) if value > 0 else float("-inf")
+    return value

@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a table. `missing`: arms that the run has not; `failed`: examples, by arm."""
+    """One row of a table. `missing`: arms that the run has not; `failed`: examples, by arm, `always`: those on all."""
 
     key: str
     label: str
@@ -40,6 +40,7 @@ class Line:
     judged: int
     missing: list[str]
     failed: dict[str, int]
+    always: list[str]
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,16 @@ def build_table(table: Table, runs: Sequence[StoredRun], pair: str, tasks: Seque
 
 
 def check_columns(table: Table) -> None:
-    """Raises UserError for a metric that nobody defined and for a baseline that is no row."""
+    """Raises UserError for a metric that nobody defined and for a baseline or base that is no row."""
     for key, column in table.columns.items():
         try:
             find(column.metric)
         except ValueError as error:
             raise UserError(f"table={table.name}: columns.{key}.metric: {error}") from error
-    if table.baseline not in table.lines:
-        raise UserError(
-            f"table={table.name}: baseline={table.baseline}: accepted: one of its rows, {', '.join(table.lines)}"
-        )
+    bases = {f"rows.{key}.base": row.base for key, row in table.lines.items() if row.base is not None}
+    for place, base in {"baseline": table.baseline, **bases}.items():
+        if base not in table.lines:
+            raise UserError(f"table={table.name}: {place}={base}: accepted: one of its rows, {', '.join(table.lines)}")
 
 
 def differing(runs: Sequence[StoredRun]) -> dict[str, list[str]]:
@@ -127,6 +128,7 @@ def _line(table: Table, key: str, row: Row, place: Place, tasks: Sequence[str], 
         judged=sum(len(arm.detail.rows) for arm in rows),
         missing=[name for name in names if any(name not in arms for arms in place)],
         failed={name: count for name, count in failed.items() if count},
+        always=[arm.name for own in found for arm in own if arm.failed and not arm.arms],
     )
 
 
@@ -136,24 +138,39 @@ def arms_of(key: str, row: Row) -> list[str]:
 
 
 def _cell(table: Table, key: str, column: Column, place: Place, tasks: Sequence[str], pair: str) -> Cell:
-    row = table.lines[key]
-    is_base = column.effect != "none" and key == table.baseline
-    theirs = None if is_base else claimed(table, row, column, tasks, pair)
-    if is_base:
+    if is_base(table, key, column):
         return Cell(None, None, None)
+    theirs = claimed(table, key, column, tasks, pair)
     numbers = [_effect(table, key, column, arms) for arms in place]
     ours = _mean(numbers)
     if column.effect == "none" or theirs is None or ours is None:
         return Cell(ours, theirs, None)
-    agrees = NOT_COMPARABLE if table.not_comparable else agree(ours, theirs, column.effect).text
+    fewest = fewest_of(table, key, column, place)
+    agrees = NOT_COMPARABLE if table.not_comparable else agree(ours, theirs, column.effect, fewest).text
     return Cell(ours, theirs, agrees)
+
+
+def fewest_of(table: Table, key: str, column: Column, place: Place) -> int | None:
+    """The fewest prompts of any task behind an effect, timed or judged ones; None where it follows from none."""
+    kind = find(column.metric).examples
+    if kind == "none":
+        return None
+    names = arms_of(key, table.lines[key])
+    samples = [arms[name].timed if kind == "timed" else arms[name].detail for arms in place for name in names]
+    return min(len(sample.rows) for sample in samples)
+
+
+def is_base(table: Table, key: str, column: Column) -> bool:
+    """Whether a cell has no effect since it is what others are against."""
+    return column.effect != "none" and table.base_of(key) == key
 
 
 def _effect(table: Table, key: str, column: Column, arms: Mapping[str, Arm]) -> Number:
     own = _over_arms(arms, arms_of(key, table.lines[key]), column.metric)
     if column.effect == "none" or own is None:
         return own
-    base = _over_arms(arms, arms_of(table.baseline, table.lines[table.baseline]), column.metric)
+    against = table.base_of(key)
+    base = _over_arms(arms, arms_of(against, table.lines[against]), column.metric)
     if isinstance(own, Statistic) and isinstance(base, Statistic):
         return own / base if column.effect == "ratio" else own - base
     if isinstance(own, int | float) and isinstance(base, int | float):

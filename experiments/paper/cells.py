@@ -6,17 +6,26 @@ from collections.abc import Sequence
 
 from experiments.identity import digest
 from experiments.metrics import find
-from experiments.paper.agreement import NOTE
-from experiments.paper.build import Block, Built, Cell, Line
-from experiments.paper.spec import Column, Published
+from experiments.paper.agreement import FEW, NOTE, is_few
+from experiments.paper.build import Block, Built, Cell, Line, is_base
+from experiments.paper.spec import Column, Published, Table
 from experiments.paper.values import Claimed
 from experiments.statistics import Estimate
 from experiments.tables import LAYER_DROP, StoredRun
 from experiments.text_tables import ABSENT, Cells
 
-FEW = 10  # timed prompts; the bootstrap of fewer is too sure of itself
-FEW_PROMPTS = f"Fewer than {FEW} timed prompts: such intervals are too short. A first look; size=full is for a claim."
-INTERVALS = "95% intervals, bootstrap over prompts, paired across arms; in parentheses the range of the paper's cells."
+FEW_PROMPTS = (
+    f"Fewer than {FEW} timed or judged prompts: such intervals are too short and decide nothing. A first look; "
+    "size=full is for a claim."
+)
+NO_LOSS = (
+    "*: every token of the judged prompts is the target's. Of a lossless arm that is no news; of a lossy one the rule "
+    "of three still allows other tokens in a share of prompts: up to 3 over their number."
+)
+INTERVALS = (
+    "95% intervals, bootstrap over prompts, paired across arms; in parentheses the range of the paper's cells. "
+    "n: timed/judged examples."
+)
 CREDITS = {
     "VIA-SD": "The paper's values: Xian, He, Xu, Yang (2606.12243), CC-BY 4.0, copied unchanged.",
     "AdaSD": "The paper's values: Lu, Hong, Liu (2512.11280), mostly from public summaries of it.",
@@ -38,7 +47,7 @@ def block_cells(built: Built, block: Block) -> Cells:
 def title_of(built: Built, column: Column) -> str:
     """The head of a column."""
     name = column.metric.replace("_", " ")
-    base = built.table.baseline
+    base = built.table.baseline if all(row.base is None for row in built.table.lines.values()) else "baseline"
     return column.title or {"none": name, "ratio": f"{name} / {base}", "difference": f"{name} - {base}"}[column.effect]
 
 
@@ -48,11 +57,17 @@ def _line(built: Built, line: Line) -> list[str]:
     told = [line.label, ", ".join(row.arms or [line.key])]
     for key, column in table.columns.items():
         cell, digits = line.cells[key], digits_of(column)
-        is_base = column.effect != "none" and line.key == table.baseline
-        told.append("baseline" if is_base else estimate_text(cell.ours, digits))
+        ours = "baseline" if is_base(table, line.key, column) else estimate_text(cell.ours, digits)
+        told.append(f"{ours}*" if _is_spotless(column, cell) else ours)
         told += [claimed_text(cell.paper, digits)] if column.paper else []
         told += [agrees_text(cell)] if _is_judged(column) else []
     return [*told, examples_text(line)]
+
+
+def _is_spotless(column: Column, cell: Cell) -> bool:
+    """A fidelity of 1 from prompts none of which differs: its interval says nothing of others."""
+    ours = cell.ours
+    return column.metric == "fidelity" and ours is not None and ours.value == 1 and ours.low in (1, None)
 
 
 def _is_judged(column: Column) -> bool:
@@ -114,11 +129,34 @@ def small_print(built: Built) -> list[str]:
         told.append(f"{table.not_comparable[0].upper()}{table.not_comparable[1:]}: no agreement is told.")
     elif any(_is_judged(column) for column in table.columns.values()):
         told.append(NOTE)
+    told += [*bases_print(table), *decoding_print(table, runs)]
     told += [f"{key} differs ({'; '.join(values)}): no mean over the tasks." for key, values in built.mixed.items()]
-    told += trouble(built)
-    timed = [line.timed for block in built.blocks for line in block.lines if line.timed]
-    told += [FEW_PROMPTS] * (min(timed, default=FEW) < FEW)
+    told += [*trouble(built), *few_print(built), *spotless_print(built)]
     return [*told, *shared_print(table, runs, built.pair)]
+
+
+def bases_print(table: Table) -> list[str]:
+    """Which rows are against which, where there is more than one base."""
+    others: dict[str, list[str]] = {}
+    for key, row in table.lines.items():
+        if row.base is not None and table.base_of(key) != key:
+            others.setdefault(row.base, []).append(row.label)
+    told = [f"of {_listed(labels)}: {_listed([table.lines[base].label])}" for base, labels in others.items()]
+    rest = _listed([table.lines[table.baseline].label])
+    return [f"Baseline {'; '.join(told)}; of the other rows: {rest}."] if told else []
+
+
+def decoding_print(table: Table, runs: Sequence[StoredRun]) -> list[str]:
+    """How ours decodes, unless the table shows the paper's values at this very temperature alone."""
+    ours = sorted({run.temperature for run in runs})
+    if not table.values or [f"{one:g}" for one in ours] in ([], [table.temperature]):
+        return []
+    told = " and ".join(f"at temperature {one:g}" if one else "greedily" for one in ours)
+    return [f"Ours decodes {told}; the paper's values are at the temperature named above, where it names one."]
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return " and ".join(f'"{label}"' for label in labels)
 
 
 def shared_print(published: Published, runs: Sequence[StoredRun], pair: str) -> list[str]:
@@ -133,17 +171,35 @@ def shared_print(published: Published, runs: Sequence[StoredRun], pair: str) -> 
     return [*told, f"Cite: {', '.join(published.cite)} (CITATIONS.bib)."]
 
 
+def few_print(built: Built) -> list[str]:
+    """That intervals of few prompts are too short."""
+    lines = [line for block in built.blocks for line in block.lines if line.judged]
+    return [FEW_PROMPTS] * any(is_few(min(line.timed, line.judged)) for line in lines)
+
+
+def spotless_print(built: Built) -> list[str]:
+    """What the mark of a fidelity of 1 means, where there is one."""
+    columns = built.table.columns.items()
+    lines = [line for block in built.blocks for line in block.lines]
+    return [NO_LOSS] * any(_is_spotless(column, line.cells[key]) for line in lines for key, column in columns)
+
+
 def trouble(built: Built) -> list[str]:
-    """Arms that a run lacks, and examples that failed."""
+    """Arms that a run lacks, examples that failed, and arms that did on all of them, which leave no other arm."""
     told = []
     for block in built.blocks:
         missing = dict.fromkeys(name for line in block.lines for name in line.missing)
-        failed = {name: count for line in block.lines for name, count in line.failed.items()}
+        always = dict.fromkeys(name for line in block.lines for name in line.always)
+        failed = {name: n for line in block.lines for name, n in line.failed.items() if name not in always}
         if missing and block.runs:
             told.append(f"{block.title}: arms that were not run: {', '.join(missing)}.")
         if failed:
             counts = ", ".join(f"{name} {count}" for name, count in failed.items())
             told.append(f"{block.title}: failed examples, which leave every arm: {counts}.")
+        if always:
+            told.append(
+                f"{block.title}: arms that failed on all examples, beside which the others stay: {', '.join(always)}."
+            )
     return told
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from experiments.errors import UserError
 from experiments.paper.build import Built, build_table
-from experiments.paper.cells import block_cells, shared_print, trouble
+from experiments.paper.cells import block_cells, few_print, shared_print, spotless_print, trouble
+from experiments.paper.rendering import RENDERER
 from experiments.paper.spec import Column, Drawing, Row, Table
 from experiments.paper.write import csv_text, write_texts
 from experiments.tables import StoredRun
 from experiments.text_tables import markdown_table
 
-STYLE = "experiments.figures.style"
 COLUMNS = {
     "speed": Column(metric="speedup"),
     "over_sd": Column(metric="speedup_over.sd", title="over sd"),
@@ -45,17 +45,17 @@ def write_figure(drawing: Drawing, runs: Sequence[StoredRun], folder: Path, pair
     notes = [f"{drawing.paper}.", *shared_print(drawing, runs, pair)]
     if not runs:
         return write_texts(folder, drawing.name, {"md": _markdown(drawing, [], notes)})
-    draw, save = find_function(drawing), import_module(STYLE).save
     try:
-        figure = draw(list(runs), **drawing.options)
+        figure = find_function(drawing)(list(runs), **drawing.options)
     except TypeError as error:
         raise UserError(f"table={drawing.name}: options of {drawing.draw}: {error}") from error
-    paths = list(save(figure, folder, drawing.name))
+    paths = RENDERER.save(figure, folder, drawing.name)
     built = numbers(drawing, runs, pair)
     shown = [f"![{drawing.title}]({path.name})" for path in paths if path.suffix == ".png"]
     block = built.blocks[0]
     shown.append(f"**{block.title}**\n\n{markdown_table([row[1:] for row in block_cells(built, block)])}")
-    texts = {"md": _markdown(drawing, shown, [*trouble(built), *notes]), "csv": csv_text(built)}
+    told = [*trouble(built), *few_print(built), *spotless_print(built), *notes]
+    texts = {"md": _markdown(drawing, shown, told), "csv": csv_text(built)}
     return [*paths, *write_texts(folder, drawing.name, texts)]
 
 

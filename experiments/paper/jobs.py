@@ -13,16 +13,21 @@ from omegaconf import DictConfig, open_dict
 from pydantic import Field
 
 from experiments.config import build
+from experiments.ending import stored_rows
 from experiments.errors import RunFailed, UserError
+from experiments.paper.rendering import RENDERER
 from experiments.paper.spec import Published
 from experiments.plan import Plan, settle
 from experiments.preview import Preview, duration, estimate, preview
-from experiments.run import missing_prompts, run_job, stored_rows
+from experiments.records import Row
+from experiments.run import missing_prompts, run_job
+from experiments.store import is_complete, select
 from experiments.tables import StoredRun, read
 from viasd.spec import spec
 
+DEFAULT_SIZE = "default"
 Overrides = tuple[str, ...]
-PLANS: dict[Overrides, Plan] = {}  # of this process: tables share runs
+RUNS: dict[Overrides, StoredRun] = {}  # of this process: tables share runs
 
 
 @spec
@@ -31,18 +36,22 @@ class Asked:
 
     tasks: Annotated[list[str], Field(min_length=1)] | None
     limit: Annotated[int, Field(ge=1)] | None
-    size: str
+    size: str | None
     results_dir: str | None
     debug: bool
 
 
 @dataclass(frozen=True)
 class Request:
-    """One job: an experiment on one task, by the overrides that compose it."""
+    """One job: an experiment on one task, by the overrides that compose it.
+
+    `whole`: nobody said how many examples, so all that are stored are read, and no fewer than by default.
+    """
 
     experiment: str
     task: str
     overrides: Overrides
+    whole: bool
 
     def compose(self) -> DictConfig:
         """The configuration of the main job. Raises UserError for an experiment that sweeps over more than tasks."""
@@ -58,16 +67,18 @@ class Request:
 def expand(published: Published, asked: Asked, typed: Sequence[str]) -> list[Request]:
     """The jobs of a table: its experiment on each of the tasks, a table's own unless others are asked for.
 
-    `typed`: overrides of pair and engine, passed on.
+    `typed`: overrides of pair, decode and engine, passed on.
     """
-    common = [f"experiment={published.experiment}", f"size={asked.size}", *typed, "track=none", "table_name=null"]
+    size_name = asked.size or DEFAULT_SIZE
+    common = [f"experiment={published.experiment}", f"size={size_name}", *typed, "track=none", "table_name=null"]
     if asked.limit is not None:
         common += [f"limit={asked.limit}", f"quality_limit={asked.limit}"]
-    elif (size := published.sizes.get(asked.size)) is not None:
+    elif (size := published.sizes.get(size_name)) is not None:
         common += [f"limit={size.limit}", f"quality_limit={size.quality_limit}"]
     common += [f"results_dir={_quoted(asked.results_dir)}"] if asked.results_dir is not None else []
     tasks = list(dict.fromkeys(asked.tasks or published.tasks))
-    return [Request(published.experiment, task, (*common, f"task={task}")) for task in tasks]
+    whole = asked.size is None and asked.limit is None
+    return [Request(published.experiment, task, (*common, f"task={task}"), whole) for task in tasks]
 
 
 def _quoted(text: str) -> str:
@@ -82,22 +93,37 @@ def look(request: Request) -> Preview:
 
 def obtain(request: Request, say: Any = print) -> tuple[StoredRun, str | None]:
     """The run of a job, measured where rows are missing; and what failed, if more examples did than allowed."""
-    failed = None
-    if request.overrides not in PLANS:
-        config = request.compose()
-        plan = settle(build(config))
-        plan.engine = None  # models that were loaded to name the run: the job loads its own
-        missing = missing_prompts(plan)
-        if missing:
-            say(f"{request.experiment} on {request.task}: {_work(plan, len(missing))}", flush=True)
-            try:
-                with redirect_stdout(io.StringIO()):  # the job's own tables
-                    run_job(config)
-            except RunFailed as error:
-                failed = f"{request.experiment} on {request.task}: {error}"
-        PLANS[request.overrides] = plan
-    plan = PLANS[request.overrides]
-    return replace(read(plan.folder), rows=stored_rows(plan)), failed
+    if request.overrides in RUNS:
+        return RUNS[request.overrides], None  # what failed was told with the first table
+    failed, config = None, request.compose()
+    plan = settle(build(config))
+    plan.engine = None  # models that were loaded to name the run: the job loads its own
+    if missing := missing_prompts(plan):
+        RENDERER.finish()  # nothing works beside what is timed
+        say(f"{request.experiment} on {request.task}: {_work(plan, len(missing))}", flush=True)
+        try:
+            with redirect_stdout(io.StringIO()):  # the job's own tables
+                run_job(config)
+        except RunFailed as error:
+            failed = f"{request.experiment} on {request.task}: {error}"
+    run = replace(read(plan.folder), rows=complete_rows(plan) if request.whole else stored_rows(plan))
+    RUNS[request.overrides] = run
+    return run, failed
+
+
+def complete_rows(plan: Plan) -> list[Row]:
+    """The rows of all examples that every arm has, timed where every arm is: of a run that was extended, all of it."""
+    rows, repeats = plan.folder.read_rows(), plan.job.settings.repeats
+    stored = {(row.example_id, row.arm): row for row in rows}
+
+    def of_all_arms(timed: bool) -> set[str]:
+        return {
+            name
+            for name in {row.example_id for row in rows}
+            if all(is_complete(stored.get((name, arm)), timed, repeats, retry=False) for arm in plan.arms)
+        }
+
+    return select(rows, of_all_arms(timed=False), of_all_arms(timed=True))
 
 
 def _work(plan: Plan, missing: int) -> str:

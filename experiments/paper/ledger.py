@@ -1,236 +1,173 @@
 """The claims ledger: headline claims of the papers, what was measured, a verdict, and where its rows are.
 
-A claim is supported where the whole 95% interval of ours meets its bound, contradicted where none of it does, else
-undecided. That is about the pair that was measured, not about the paper's.
+A verdict (experiments.paper.claim) is about the pair that was measured, not about the paper's.
 """
 
 from __future__ import annotations
 
-import csv
-import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
 
-from omegaconf import OmegaConf
-from pydantic import Field, TypeAdapter, model_validator
-
-from experiments.errors import UserError, near
+from experiments.paper.agreement import FEW
 from experiments.paper.cells import estimate_text
+from experiments.paper.claim import VERDICTS, Claim, Evidence, Found, decide
 from experiments.paper.contradictions import CONTRADICTIONS
+from experiments.paper.stored import Stored, read_stored
 from experiments.statistics import Estimate
-from experiments.tables import MEAN
-from experiments.text_tables import ABSENT, markdown_table
-from viasd.spec import spec
+from experiments.text_tables import ABSENT, Cells, markdown_table
 
-CLAIMS = Path(__file__).resolve().parent / "claims.yaml"
-COUNTS = ("n_timed", "n_quality")
-HEADER = ["claim", "source", "measured", "on", "n", "verdict", "rows"]
-Verdict = Literal["supported", "contradicted", "undecided", "not measured"]
-Numbers = dict[tuple[str, str, str], Estimate]  # task, arm or row, metric or column
+HEADER = ["arm", "against", "ours", "verdict", "fidelity", "over coin", "quality - vanilla", "n", "on", "table"]
+COMPANIONS = (("fidelity", 4), ("speedup_over_coin", 2), ("quality_delta", 3))  # metric, decimals
+UNPAIRED = ", unpaired"
+CONTROL, MEETS = "control", "control (meets the bound)"
 INTRO = (
     "# Claims",
     "Headline claims of VIA-SD (2606.12243), AdaSD (2512.11280) and VSD (2602.05774) beside what was measured here. "
     "Made by `make claims`.",
-    "A claim is **supported** where the whole 95% interval of ours meets its bound, **contradicted** where none of "
-    "it does, else **undecided**. A verdict is about the pair named: where that is `reference`, its target is small "
-    "and was trained with layer drop, and nothing is said of the paper's models. The difference or ratio of two "
-    "arms whose own intervals alone are stored has the widest interval that those allow. AdaSD is reconstructed, "
-    "and VSD-style training is not VSD: their formulas are not public (docs/baselines.md, docs/training.md).",
+    "A claim is a bound that a number of ours has to meet; of a range it is the weaker end. Verdicts:",
+    "- **supported**: the whole 95% interval of ours meets the bound.\n"
+    "- **contradicted**: none of it does. *(same sign)*: the effect is there, but surely smaller than claimed.\n"
+    "- **undecided**: the interval holds the bound; or there is *no interval*, or one from *few prompts* (on one of "
+    f"its tasks fewer than {FEW}), which is too short, or of *no spread*: all prompts say the same, which others may "
+    "not.\n"
+    "- **not measured**: the number is not stored; the cell says what is missing.",
+    "A verdict is about the pair named, not about the paper's models: the target of `reference` is small and was "
+    "trained with layer drop, and what a paper leaves open was chosen here. AdaSD is reconstructed, and VSD-style "
+    "training is not VSD: their formulas are not public (docs/baselines.md, docs/training.md).",
+    "- Effects are bootstrapped on the same prompts. *Unpaired* ones, of arms whose own intervals alone are stored, "
+    "have the widest interval that those allow.\n"
+    "- Beside each number stands what it costs. Fidelity: share of tokens that the target would write. Over coin: "
+    "speed over that of a coin between sd and unread drafts at this fidelity; below 1, the coin is better. Quality: "
+    "the task's score.\n"
+    "- A *control* judges little or nothing and has no verdict: the gate of `accept_all` refuses nothing, `draft_only` "
+    "commits drafts unread, `coin_mix@0.95` one round of 20; `slim_only` never asks the target. Where a control meets "
+    "a bound, meeting it is no merit alone.\n"
+    "- n: timed/judged prompts of all tasks. Arms and settings: the experiment of the table's name in conf/experiment.",
 )
 
 
-@spec
-class Evidence:
-    """Where a number is: a table of results/tables or a published one, the arm (row), metric (column) and task.
+def look_up(evidence: Evidence, results: Path, pair: str, neutral: float) -> Found:
+    """The number behind a claim, or what is missing: a file, task, arm or column, a blank, the effect against its base.
 
-    `minus`, `over`: the arm it is taken from, or divided by. `rows`: the table that counts examples, if it is another.
+    Raises UserError for a file that is no table of numbers.
     """
-
-    table: str | None = None
-    published: str | None = None
-    task: str = MEAN
-    arm: str
-    metric: str
-    minus: str | None = None
-    over: str | None = None
-    rows: str | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Evidence:
-        if (self.table is None) == (self.published is None):
-            raise ValueError(f"table={self.table}, published={self.published}: accepted: one of them")
-        if self.minus is not None and self.over is not None:
-            raise ValueError(f"minus={self.minus}, over={self.over}: accepted: at most one of them")
-        return self
-
-
-@spec
-class Claim:
-    """What a paper says of a quantity, as the bound that it has to meet."""
-
-    paper: str
-    source: str
-    claim: str
-    quantity: str
-    at_least: float | None = None
-    at_most: float | None = None
-    measured: Annotated[list[Evidence], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _check(self) -> Claim:
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError(f"claim {self.claim!r}: accepted: at_least or at_most")
-        return self
-
-    @property
-    def bound(self) -> str:
-        """As text: `at least 1.1`."""
-        return f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
+    stored = open_table(evidence, results, pair)
+    if stored is None:
+        return Found(None, missing=f"no table {evidence.table or evidence.published}")
+    key = evidence.task, evidence.arm, evidence.metric
+    base = evidence.task, evidence.base, evidence.metric
+    if missing := stored.lacks(*key) or (not evidence.is_paired and stored.lacks(*base)):
+        return Found(None, missing=missing)
+    own, other = stored.numbers[key], stored.numbers.get(base)
+    number, theirs = own.estimate, other.estimate if other else None
+    if evidence.is_paired:
+        # Where no base is stored: it has no effect against itself, so its cell is blank or exact.
+        exact = theirs is None or {theirs.value, theirs.low, theirs.high} - {None} == {neutral}
+        if own.base != evidence.base if own.base else other is None or not exact:
+            return Found(None, missing=f"{evidence.metric} is not against {evidence.base}")
+    elif number is not None and theirs is not None:
+        number = widest(number, theirs, is_ratio=evidence.over is not None)
+        if number is None:
+            return Found(None, missing=f"{evidence.metric} of {evidence.base} is 0")
+    counted = stored if evidence.rows is None else open_table(evidence, results, pair, evidence.rows)
+    examples = counted.examples(evidence.task, evidence.arm) if counted else None
+    return Found(number, own.metric.examples, examples)
 
 
-@dataclass(frozen=True)
-class Found:
-    """A number, on how many examples of which pair, and the file it stands in; no number where there is no file."""
-
-    number: Estimate | None
-    examples: str
-    pair: str
-    path: Path | None
-
-
-def read_claims(path: Path = CLAIMS) -> list[Claim]:
-    """The claims of a yaml. Raises ValidationError for one that is not well formed."""
-    return TypeAdapter(list[Claim]).validate_python(OmegaConf.to_container(OmegaConf.load(path)))
-
-
-def decide(claim: Claim, number: Estimate | None) -> Verdict:
-    """Where an interval lies with respect to the claim's bound."""
-    if number is None:
-        return "not measured"
-    if number.low is None or number.high is None:
-        return "undecided"
-    least = claim.at_least if claim.at_least is not None else -math.inf
-    most = claim.at_most if claim.at_most is not None else math.inf
-    if least <= number.low and number.high <= most:
-        return "supported"
-    return "contradicted" if number.high < least or number.low > most else "undecided"
-
-
-def look_up(evidence: Evidence, results: Path, pair: str) -> Found:
-    """The number behind a claim. Raises UserError for an arm, metric or task that the table has not."""
+def open_table(evidence: Evidence, results: Path, pair: str, name: str | None = None) -> Stored | None:
+    """The table of an evidence, or another one beside it; None where it is not stored."""
     folder = results / "tables" if evidence.table else results / "published" / pair
-    path = folder / f"{evidence.table or evidence.published}.csv"
-    if not path.is_file():
-        return Found(None, ABSENT, ABSENT, None)
-    numbers, counts, named = read_numbers(path)
-    own = _entry(numbers, evidence, evidence.arm, path)
-    if own is not None and (other := evidence.minus or evidence.over):
-        base = _entry(numbers, evidence, other, path)
-        own = None if base is None else widest(own, base, is_ratio=evidence.over is not None)
-    if evidence.rows is not None:
-        _, counts, named = read_numbers(folder / f"{evidence.rows}.csv")
-    examples = counts.get((evidence.task, evidence.arm)) or next(
-        (count for (task, _), count in counts.items() if task == evidence.task), ABSENT
-    )
-    return Found(own, examples, named, path)
+    path = folder / f"{name or evidence.table or evidence.published}.csv"
+    return read_stored(path) if path.is_file() else None
 
 
-def _entry(numbers: Numbers, evidence: Evidence, arm: str, path: Path) -> Estimate | None:
-    key = (evidence.task, arm, evidence.metric)
-    if key not in numbers:
-        known = {" ".join(one) for one in numbers if one[0] == evidence.task and one[2] == evidence.metric}
-        raise UserError(f"{path}: no {' '.join(key)}{near(' '.join(key), known)}")
-    return numbers[key]
-
-
-def widest(own: Estimate, base: Estimate, is_ratio: bool) -> Estimate:
-    """A difference or ratio of two numbers with the widest interval that theirs allow."""
+def widest(own: Estimate, base: Estimate, is_ratio: bool) -> Estimate | None:
+    """A difference, or ratio of two numbers not below 0, with the widest interval that theirs allow; None over 0."""
+    if is_ratio and base.value == 0:
+        return None
+    value = own.value / base.value if is_ratio else own.value - base.value
     if own.low is None or own.high is None or base.low is None or base.high is None:
-        return Estimate(own.value / base.value if is_ratio else own.value - base.value)
+        return Estimate(value)
     if is_ratio:
-        return Estimate(own.value / base.value, own.low / base.high, own.high / base.low)
-    return Estimate(own.value - base.value, own.low - base.high, own.high - base.low)
-
-
-@cache
-def read_numbers(path: Path) -> tuple[Numbers, dict[tuple[str, str], str], str]:
-    """The numbers of a stored table, its examples by task and arm, and its pair."""
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    names = ("task", "row", "column") if "column" in lines[0] else ("task", _second(lines[0]), "metric")
-    numbers: Numbers = {}
-    for line in lines:
-        if line["value"]:
-            task, arm, metric = (line[name] for name in names)
-            numbers[task, arm, metric] = _estimate(line)
-    if "column" in lines[0]:
-        counts = {(line["task"], line["row"]): f"{line['n_timed']}/{line['n_judged']}" for line in lines}
-        return numbers, counts, lines[0]["pair"]
-    return numbers, _counts(numbers), _pair_of(path)
-
-
-def _second(line: dict[str, str]) -> str:
-    return "arm" if "arm" in line else "kind"
-
-
-def _estimate(line: dict[str, str]) -> Estimate:
-    """A plain number, which follows from no examples, is its own interval."""
-    value = float(line["value"])
-    low, high = (float(line[end]) if line[end] else value for end in ("low", "high"))
-    return Estimate(value, low, high)
-
-
-def _counts(numbers: Numbers) -> dict[tuple[str, str], str]:
-    found: dict[tuple[str, str], str] = {}
-    for task, arm in dict.fromkeys((task, arm) for task, arm, metric in numbers if metric == COUNTS[0]):
-        told = [numbers[task, arm, name].value for name in COUNTS if (task, arm, name) in numbers]
-        found[task, arm] = "/".join(f"{count:.0f}" for count in told)
-    return found
-
-
-def _pair_of(path: Path) -> str:
-    beside = path.with_suffix(".md")
-    match = re.search(r"\bPair ([\w.-]+),", beside.read_text(encoding="utf-8")) if beside.is_file() else None
-    return match[1] if match else ABSENT
+        return Estimate(value, own.low / base.high, own.high / base.low) if base.low > 0 else Estimate(value)
+    return Estimate(value, own.low - base.high, own.high - base.low)
 
 
 def ledger(claims: Sequence[Claim], results: Path, pair: str) -> str:
     """The whole ledger as Markdown, with links relative to the results folder. A pure function of the stored tables."""
-    parts = [*INTRO]
+    found = [[look_up(one, results, pair, claim.neutral) for one in claim.measured] for claim in claims]
+    told = list(zip(claims, found, strict=True))
+    parts = [*INTRO, overview(told)]
     for paper in dict.fromkeys(claim.paper for claim in claims):
-        cells = [HEADER]
-        for claim in claims:
-            cells += _claim_rows(claim, results, pair) if claim.paper == paper else []
-        parts.append(f"## {paper}\n\n{markdown_table(cells)}")
+        parts.append(f"## {paper}")
+        parts += [_section(claim, numbers, results, pair) for claim, numbers in told if claim.paper == paper]
     return "\n\n".join([*parts, contradictions()]) + "\n"
 
 
-def _claim_rows(claim: Claim, results: Path, pair: str) -> list[list[str]]:
-    rows = []
-    for evidence in claim.measured:
-        found = look_up(evidence, results, pair)
-        where = ABSENT if found.path is None else found.path.relative_to(results).as_posix()
-        link = f"[{found.path.stem}]({where})" if found.path else f"{evidence.table or evidence.published}: none yet"
-        digits = 3 if evidence.minus or abs(found.number.value if found.number else 1) < 0.1 else 2
-        told = f"{_what(evidence)}: {estimate_text(found.number, digits)}"
-        on = ABSENT if found.path is None else f"{found.pair}, {evidence.task}"
-        rows.append(["", "", told, on, found.examples, decide(claim, found.number), link])
-    rows[0][:2] = [f"{claim.claim} ({claim.quantity}: {claim.bound})", claim.source]
-    return rows
+def overview(told: Sequence[tuple[Claim, list[Found]]]) -> str:
+    """Verdicts of each claim, counted."""
+    cells = [["claim", "paper", *VERDICTS]]
+    for claim, found in told:
+        verdicts = [decide(claim, one)[0] for one in found]
+        cells.append([claim.claim, claim.paper, *(str(verdicts.count(one) or ABSENT) for one in VERDICTS)])
+    return f"## Overview\n\nLines of each claim by verdict, controls left out.\n\n{markdown_table(cells)}"
 
 
-def _what(evidence: Evidence) -> str:
-    other = f" - {evidence.minus}" if evidence.minus else f" / {evidence.over}" if evidence.over else ""
-    return f"{evidence.arm}{other}"
+def _section(claim: Claim, found: Sequence[Found], results: Path, pair: str) -> str:
+    cells = [HEADER]
+    for evidence, one in zip(claim.measured, found, strict=True):
+        verdict, why = decide(claim, one)
+        told = f"**{verdict}** ({why})" if why else f"**{verdict}**"
+        cells.append(_row(evidence, one, told, results, pair))
+    for evidence in claim.controls:
+        one = look_up(evidence, results, pair, claim.neutral)
+        told = MEETS if decide(claim, one)[0] == "supported" else CONTROL
+        cells.append(_row(evidence, one, told, results, pair))
+    head = f"### {claim.claim[0].upper()}{claim.claim[1:]}\n\n{claim.source}. Bound: {claim.quantity}, {claim.bound}."
+    return f"{head}\n\n{markdown_table(_without_blank(cells))}"
+
+
+def _row(evidence: Evidence, found: Found, verdict: str, results: Path, pair: str) -> list[str]:
+    stored, name = open_table(evidence, results, pair), evidence.table or evidence.published
+    ours = f"{ABSENT} ({found.missing})" if found.missing else estimate_text(found.number, 3)
+    told = [evidence.arm, evidence.base + ("" if evidence.is_paired else UNPAIRED), ours, verdict]
+    told += [companion(evidence, metric, digits, results, pair) for metric, digits in COMPANIONS]
+    examples = ABSENT if found.examples is None else str(found.examples)
+    if stored is None:
+        return [*told, examples, ABSENT, f"{name}"]
+    link = f"[{name}]({stored.path.relative_to(results).as_posix()})"
+    return [*told, examples, f"{stored.pair}, {evidence.task}", link]
+
+
+def companion(evidence: Evidence, metric: str, digits: int, results: Path, pair: str) -> str:
+    """What the arm of an evidence has of another metric, from the same table; of several trainings, the lowest."""
+    stored = open_table(evidence, results, pair, evidence.rows if evidence.arms else None)
+    if stored is None:
+        return ABSENT
+    arms = evidence.arms or [evidence.arm]
+    found = [one for arm in arms if (one := stored.measured(evidence.task, arm, metric)) is not None]
+    if found:
+        return estimate_text(min(found, key=lambda one: one.value), digits)
+    if metric == "quality_delta":
+        own, base = (stored.measured(evidence.task, arm, "quality") for arm in (arms[0], "vanilla"))
+        if own is not None and base is not None:
+            return estimate_text(widest(own, base, is_ratio=False), digits) + UNPAIRED
+    return ABSENT
+
+
+def _without_blank(cells: Cells) -> Cells:
+    """Without the columns of companions that no line has."""
+    optional = range(4, 4 + len(COMPANIONS))
+    kept = [i for i in range(len(HEADER)) if i not in optional or any(row[i] != ABSENT for row in cells[1:])]
+    return [[row[i] for i in kept] for row in cells]
 
 
 def contradictions() -> str:
     """What the papers' numbers say against each other, each with the test that shows it."""
-    cells = [["", "VIA-SD says", "its own numbers", "test"]]
-    cells += [[one.key, one.says, one.find(), f"`{one.test}`"] for one in CONTRADICTIONS]
-    text = "Computed from the published values and formulas alone (`experiments/paper/contradictions.py`)."
+    cells = [["", "paper", "says", "its own numbers", "test"]]
+    cells += [[one.key, one.paper, one.says, one.find(), f"`{one.test}`"] for one in CONTRADICTIONS]
+    text = (
+        "Computed from the published values and formulas alone (`experiments/paper/contradictions.py`). Values of "
+        "AdaSD and VSD are mostly from public summaries of them."
+    )
     return f"## Contradictions in the papers\n\n{text}\n\n{markdown_table(cells)}"

@@ -25,7 +25,7 @@ class PaperRow:
 class Column:
     """A metric of ours and what the paper has in its place.
 
-    `effect`: against the baseline's row, as a ratio or a difference. `paper`: its metric; `paper_effect` says whether
+    `effect`: against the row's base, as a ratio or a difference. `paper`: its metric; `paper_effect` says whether
     its effect is computed from its own baseline's value (`computed`), printed as it is (`printed`) or as percent above
     the baseline (`percent`). `digits`: decimals; None: those of the metric.
     """
@@ -40,11 +40,15 @@ class Column:
 
 @spec
 class Row:
-    """A line: the mean over some arms (none: the arm that has the row's key as its name), and the paper's rows."""
+    """A line: the mean over some arms (none: the arm that has the row's key as its name), and the paper's rows.
+
+    `base`: the key of the row that its effects are against (None: the table's baseline), its own for a base.
+    """
 
     label: Text
     arms: list[str] = Field(default_factory=list)
     paper: PaperRow | None = None
+    base: str | None = None
 
 
 @spec
@@ -81,7 +85,8 @@ class Table(Published):
 
     `values`: files of experiments/paper/values, one after the other; `temperature`: which of their values, beside those
     that state none (None: all).
-    `baseline`: the key of the row that effects are against. `not_comparable`: why no agreement is told.
+    `baseline`: the key of the row that effects are against, where a row names no other. `not_comparable`: why no
+    agreement is told.
     """
 
     values: list[Name] = Field(default_factory=list)
@@ -97,17 +102,34 @@ class Table(Published):
         """All rows, the controls last."""
         return {**self.rows, **self.controls}
 
+    def base_of(self, key: str) -> str:
+        """The key of the row that a row's effects are against."""
+        return self.lines[key].base or self.baseline
+
+
+@spec
+class Searched:
+    """The arms of one skip ratio.
+
+    `arm` runs the searched mask, `base` the same method with a mask that no search found, `control` the searched mask's
+    slim verifier without a gate.
+    """
+
+    arm: Name
+    base: Name
+    control: Text
+
 
 @spec
 class SearchCost(Published):
     """What searching a mask costs, once, and after how many tokens that has paid, from the arms of one experiment.
 
-    `arms`: by skip ratio, the arm that runs the searched mask of that ratio; `baseline`: the arm it has to beat.
+    `arms`: by skip ratio; `baseline`: the arm that the whole method has to beat.
     """
 
     values: list[Name]
     baseline: Text
-    arms: Annotated[dict[float, str], Field(min_length=1)]
+    arms: Annotated[dict[float, Searched], Field(min_length=1)]
 
 
 @spec

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from experiments.errors import UserError, near
-from experiments.paper.spec import Column, PaperRow, Row, Table
+from experiments.paper.spec import Column, PaperRow, Table
 
 FOLDER = Path(__file__).resolve().parent / "values"
 MAPPINGS = ("tasks", "pairs")
@@ -85,15 +85,16 @@ def cells(table: Table, row: PaperRow, metric: str, tasks: Sequence[str], pair: 
     }
 
 
-def claimed(table: Table, row: Row, column: Column, tasks: Sequence[str], pair: str) -> Claimed | None:
-    """The paper's value or effect in a column; None where it has none. An effect is taken cell by cell."""
+def claimed(table: Table, key: str, column: Column, tasks: Sequence[str], pair: str) -> Claimed | None:
+    """The paper's value or effect in a row and column; None where it has none. An effect is taken cell by cell."""
+    row = table.lines[key]
     if row.paper is None or column.paper is None:
         return None
     own = cells(table, row.paper, column.paper, tasks, pair)
     if column.paper_effect == "percent":
         own = {cell: 1 + value / 100 for cell, value in own.items()}
     elif column.effect != "none" and column.paper_effect == "computed":
-        reference = table.lines[table.baseline].paper
+        reference = table.lines[table.base_of(key)].paper
         base = {} if reference is None else cells(table, reference, column.paper, tasks, pair)
         own = {cell: _effect(column, own[cell], base[cell]) for cell in own.keys() & base.keys()}
     return summary(list(own.values()))

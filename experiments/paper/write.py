@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.errors import UserError
@@ -16,7 +16,7 @@ from experiments.store import create_folder
 from experiments.text_tables import Cells, markdown_table
 
 COLUMNS = (
-    "task", "row", "arms", "column", "metric", "unit", "effect", "value", "low", "high", "n_timed", "n_judged",
+    "task", "row", "arms", "column", "metric", "unit", "effect", "base", "value", "low", "high", "n_timed", "n_judged",
     "failed", "paper", "paper_low", "paper_high", "paper_cells", "agrees", "pair", "device", "measured", "run",
 )  # fmt: skip
 ESCAPES = str.maketrans(
@@ -119,10 +119,10 @@ def cells_csv(cells: Cells) -> str:
 
 
 def _csv_rows(built: Built, block: Block, line: Line) -> list[list[str]]:
-    devices = " | ".join(dict.fromkeys(run.identity["device"] for run in block.runs))
-    where = [built.pair, devices, " | ".join(dict.fromkeys(map(measured_when, block.runs)))]
+    pairs = _joined(run.identity["pair"]["name"] for run in block.runs) or built.pair
+    where = [pairs, _joined(run.identity["device"] for run in block.runs), _joined(map(measured_when, block.runs))]
     counts = [str(line.timed), str(line.judged), str(sum(line.failed.values()))]
-    rows = []
+    runs, rows = " | ".join(map(run_id, block.runs)), []
     for key, column in built.table.columns.items():
         cell = line.cells[key]
         ours = ["", "", ""] if cell.ours is None else [_number(cell.ours.value), *_ends(cell.ours.low, cell.ours.high)]
@@ -132,9 +132,13 @@ def _csv_rows(built: Built, block: Block, line: Line) -> list[list[str]]:
             theirs = [*map(_number, (claim.median, claim.low, claim.high)), str(claim.cells)]
         arms = "+".join(built.table.lines[line.key].arms or [line.key])
         what = [block.title, line.key, arms, key, column.metric, find(column.metric).unit, column.effect]
-        runs = " | ".join(map(run_id, block.runs))
+        what.append(built.table.base_of(line.key) if column.effect != "none" else "")
         rows.append([*what, *ours, *counts, *theirs, cell.agrees or "", *where, runs])
     return rows
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return " | ".join(dict.fromkeys(texts))
 
 
 def _ends(low: float | None, high: float | None) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import threading
 import time
 import uuid
@@ -24,6 +25,8 @@ from experiments.errors import UserError
 
 BEAT = 60.0  # seconds between two touches: some microseconds beside what is measured
 DEAD_AFTER = 600.0  # seconds without a touch
+SILENT_AFTER = 2 * BEAT  # seconds without a touch, after which who waits for a process doubts that it lives
+LOOK = 1.0  # seconds between two looks at a process that may be lost
 PATIENCE = 0.5  # seconds for a lock: who only looks whether it is held holds it for an instant
 LOCK, ALIVE = "lock", "alive"
 
@@ -48,6 +51,11 @@ class Owner:
         return self.age <= DEAD_AFTER
 
     @property
+    def silent(self) -> bool:
+        """Whether nothing was heard of it for long, from elsewhere, but not for so long that it is dead."""
+        return not self.here and self.age > SILENT_AFTER and self.fresh
+
+    @property
     def here(self) -> bool:
         """Whether it runs under this kernel, where a lock says all."""
         return self.kernel == kernel()
@@ -63,7 +71,7 @@ def kernel() -> str:
 
 
 def read_owner(folder: Path) -> Owner | None:
-    """What `alive` says; None where there is none. One that is just being written belongs to nobody known."""
+    """What `alive` says; None where there is none, or one that says nothing: it is written whole or not at all."""
     path = folder / ALIVE
     try:
         age = time.time() - path.stat().st_mtime
@@ -74,7 +82,7 @@ def read_owner(folder: Path) -> Owner | None:
         content = json.loads(text)
         return Owner(content["host"], content["kernel"], content["pid"], content["token"], age)
     except (ValueError, KeyError, TypeError):
-        return Owner("?", "?", 0, "?", age)
+        return None
 
 
 def is_living(folder: Path) -> bool:
@@ -133,17 +141,30 @@ class Claim:
     def start(self) -> None:
         """Write it down. Raises OSError where that is not possible."""
         content = {"host": platform.node(), "kernel": kernel(), "pid": os.getpid(), "token": self.token}
-        self.path.write_text(json.dumps(content), encoding="utf-8")
+        beside = self.folder / f"{ALIVE}.{self.token}.tmp"
+        try:
+            beside.write_text(json.dumps(content), encoding="utf-8")
+            beside.replace(self.path)
+        except OSError:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise
         self._thread.start()
 
     def check(self) -> None:
-        """Raises Busy where another process took the run over: this one was not heard of for long."""
+        """Raises Busy where another process took the run over: this one was not heard of for long.
+
+        A file `alive` that is gone says so too: the other process may have ended since, or the run was deleted.
+        """
         owner = read_owner(self.folder)
-        if owner is not None and owner.token != self.token:
-            raise Busy(
-                f"run {self.folder.name}: {_named(owner)} took it over, as this process was not heard of for "
-                f"{DEAD_AFTER:.0f} s; what it measured is stored"
-            )
+        if owner is not None and owner.token == self.token:
+            return
+        who = "another process, which has ended since," if owner is None else _named(owner)
+        raise Busy(
+            f"run {self.folder.name}: {who} took it over, as this process was not heard of for "
+            f"{DEAD_AFTER:.0f} s; what it measured is stored"
+            + (f" (or {self.path} was deleted)" if owner is None else "")
+        )
 
     def end(self) -> None:
         """Take it back, unless another process has the run."""
@@ -163,11 +184,14 @@ class Claim:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[Claim]:
+def claimed(folder: Path, patient: bool = False) -> Iterator[Claim]:
     """Be the only process that measures a run. A lock that a lost process left behind is replaced.
 
-    Raises Busy when another one is at it, and OSError when nothing can be written.
+    `patient`: wait until it is known whether one elsewhere is lost that was not heard of lately. Raises Busy when
+    another one is at it, and OSError when nothing can be written.
     """
+    if patient:
+        _wait_for_silent(folder)
     lock = _lock(folder)
     try:
         claim = Claim(folder)
@@ -178,6 +202,20 @@ def claimed(folder: Path) -> Iterator[Claim]:
             claim.end()
     finally:
         lock.release()
+
+
+def _wait_for_silent(folder: Path) -> None:
+    owner = read_owner(folder)
+    if owner is None or not owner.silent:
+        return
+    print(
+        f"run {folder.name}: process {_named(owner)} is measuring it and was not heard of for {owner.age:.0f} s; "
+        f"waiting until it is again, or for {DEAD_AFTER - owner.age:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    while (owner := read_owner(folder)) is not None and owner.silent:
+        time.sleep(LOOK)
 
 
 def _lock(folder: Path) -> FileLock:

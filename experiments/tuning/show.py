@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from experiments.launching.neighbors import Seen
 from experiments.text_tables import ABSENT, text_table
 from experiments.tuning.space import told
 from experiments.tuning.trial import Trial
@@ -22,7 +23,10 @@ def table(trials: Mapping[str, Sequence[Trial]], best: Mapping[str, Trial | None
     settings = [
         f"{name}: {ABSENT if one is None else told(one.setting) or 'as it stands'}" for name, one in best.items()
     ]
-    return "\n".join([text_table(cells), *settings])
+    disturbed = [trial for own in trials.values() for trial in own if trial.neighbors]
+    count, most = sum(map(len, trials.values())), max((trial.neighbors for trial in disturbed), default=0)
+    notices = [f"note: {one}" for one in Seen(most).told(f"{len(disturbed)} of {count} trials were")]
+    return "\n".join([text_table(cells), *settings, *notices])
 
 
 def infeasible(name: str, trials: Sequence[Trial], min_fidelity: float) -> str:

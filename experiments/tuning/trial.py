@@ -45,6 +45,7 @@ class Trial:
     vanilla_fidelity: float | None = None
     tasks: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0  # spent on it
+    neighbors: int = 0  # other jobs of this host that were at work before or after it, at the most
     error: str | None = None
 
     def feasible(self, min_fidelity: float) -> bool:

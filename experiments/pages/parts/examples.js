@@ -119,14 +119,15 @@ class Examples {
 
   unknown(row) {
     const shares = Object.entries(row.written ?? {}).map(([source, count]) => `${count} ${source}`);
-    return `Written by: ${shares.join(", ") || "not known"}; not known token by token.`;
+    const why = row.seconds ? "the rows of this arm have no trace" : "only timed examples have a trace, this one was only judged";
+    return `Written by: ${shares.join(", ") || "not known"}; not known token by token: ${why}.`;
   }
 
   counts(row) {
     const told = [`${row.tokens} tokens, ended by ${row.end}`];
     if (row.drafted) told.push(`${row.rounds} rounds: ${row.drafted} drafted, ${row.judged} judged, ${row.rejected} rejected`);
     for (const [name, score] of Object.entries(row.scores ?? {})) told.push(`${name} ${number(score, 3)}`);
-    if (row.seconds) told.push(`${number(row.clocked / row.seconds, 0)} tokens/s`);
+    told.push(row.seconds ? `${number(row.clocked / row.seconds, 0)} tokens/s` : "judged, not timed");
     if (row.differs) told.push(`${row.differs.length} tokens not the target's choice`);
     if (row.truncated) told.push(`prompt lost ${row.truncated} tokens`);
     return told.join("; ");

@@ -1,0 +1,1 @@
+"""What README and docs show of stored results: `python -m experiments.pictures`."""
