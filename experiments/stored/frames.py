@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HEAVY = ("token_ids", "trace", "token_loss", "log_prob_gap", "memory")  # columns of rows that are as long as a text
+LIGHT = tuple(field.name for field in dataclasses.fields(Row) if field.name not in HEAVY)
 
 
 def load_frame(results: str | Path | None, filters: Mapping[str, str]) -> pd.DataFrame:
@@ -64,7 +65,8 @@ def row_lines(entry: Entry) -> Iterator[dict[str, Any]]:
 
 def light(row: Row) -> dict[str, Any]:
     """The columns of a row without the long ones: `fidelity` stands for token_loss, seconds are means over repeats."""
-    plain = {field.name: getattr(row, field.name) for field in dataclasses.fields(Row) if field.name not in HEAVY}
+    own = vars(row)
+    plain = {name: own[name] for name in LIGHT}
     means = {name: sum(plain[name]) / len(plain[name]) if plain[name] else None for name in PER_REPEAT}
     fidelity = 1.0 - sum(row.token_loss) / len(row.token_loss) if row.token_loss else None
     return {**plain, **means, "fidelity": fidelity}
