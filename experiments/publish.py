@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ PASSED_ON = r"[+~]*(pair|decode|engine)\b"  # groups of which every job is told 
 GREEDY = "greedy"  # the yaml of conf/decode by which tables are made
 PREVIEWS: dict[tuple[str, ...], Preview] = {}  # by the overrides of a job: tables share runs
 FAILED: list[str] = []  # of the jobs of this process, for its end
+LEFT_OUT: list[str] = []  # what was told of arms
 
 
 def publish(config: DictConfig) -> list[Path]:
@@ -75,41 +77,54 @@ def table_names() -> list[str]:
     return [path.stem for folder in config_folders() for path in (folder / "table").glob("*.yaml")]
 
 
-def _requests(published: Published, asked: Asked) -> list[Request]:
+def _requests(published: Published, asked: Asked) -> list[Request] | None:
+    """The jobs of a table; None, and a line that says why, where they cannot be run here.
+
+    A line tells of arms that are left out for the pair. Mistakes are raised before anything is measured.
+    """
     from experiments.paper.jobs import expand
 
-    return expand(published, asked, [one for one in HydraConfig.get().overrides.task if re.match(PASSED_ON, one)])
+    requests = expand(published, asked, [one for one in HydraConfig.get().overrides.task if re.match(PASSED_ON, one)])
+    for request in requests:
+        if (published.needs is not None or request.another_pair) and (reason := lacking(published, request)):
+            print(f"{published.name}: not measured: {reason}")
+            return None
+    for text in dict.fromkeys(request.left_out() for request in requests):
+        if text and text not in LEFT_OUT:
+            print(text)
+            LEFT_OUT.append(text)
+    return requests
+
+
+def lacking(published: Published, request: Request) -> str | None:
+    """What a job lacks that can be had before it, or, as one of several tables, cannot be had of this pair."""
+    from experiments.config import build
+    from experiments.paper.fitting import Unfit
+
+    try:
+        build(request.compose())
+    except Exception as error:
+        if published.needs is not None and caused_by(error, NotTrained):
+            return f"{one_line(error)}; {published.needs} comes first"
+        if HydraConfig.get().mode == RunMode.MULTIRUN and caused_by(error, Unfit):
+            return one_line(error)
+        raise
+    return None
 
 
 def _obtain(published: Published, asked: Asked) -> list[StoredRun] | None:
-    """The runs of a table; None where something else has to be run before."""
+    """The runs of a table; None where they cannot be had now."""
     from experiments.paper.jobs import obtain
+    from experiments.paper.spec import Drawing
 
-    runs = []
-    for request in _requests(published, asked):
-        if lacking(published, request):
-            return None
+    requests, runs = _requests(published, asked), []
+    if requests is None:
+        return None
+    for request in requests:
         run, failed = obtain(request)
-        runs.append(run)
+        runs.append(run if isinstance(published, Drawing) else request.with_twins(run))
         FAILED.extend([failed] if failed else [])
     return runs
-
-
-def lacking(published: Published, request: Request) -> bool:
-    """Whether a job cannot be built before something is trained; says so. Other mistakes are raised."""
-    from experiments.config import build
-
-    if published.needs is None:
-        return False
-    config = request.compose()
-    try:
-        build(config)
-    except Exception as error:
-        if not caused_by(error, NotTrained):
-            raise
-        print(f"{published.name}: not measured: {one_line(error)}; {published.needs} comes first")
-        return True
-    return False
 
 
 def _write(published: Published, runs: list[StoredRun], folder: Path, config: DictConfig) -> list[Path]:
@@ -135,30 +150,36 @@ def _write(published: Published, runs: list[StoredRun], folder: Path, config: Di
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="publish")
 def _main(config: DictConfig) -> str:
-    try:
+    with _goes_on(config):
         return str(publish(config)[0])
-    except Exception as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the other tables are made, then the first error is raised
-            tell(error, f"{(config.get('table') or {}).get('name')}: {one_line(error)}")
-        raise
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="publish")
 def _preview(config: DictConfig) -> None:
     from experiments.paper.jobs import look
 
-    published, asked = _build(config)
-    for request in _requests(published, asked):
-        if lacking(published, request):
-            break
-        if request.overrides not in PREVIEWS:
-            PREVIEWS[request.overrides] = look(request)
+    with _goes_on(config):
+        published, asked = _build(config)
+        for request in _requests(published, asked) or []:
+            if request.overrides not in PREVIEWS:
+                PREVIEWS[request.overrides] = look(request)
+
+
+@contextmanager
+def _goes_on(config: DictConfig) -> Iterator[None]:
+    """Of several tables, one that fails says so at once; the others are made, then the first error is raised."""
+    try:
+        yield
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            tell(error, f"{(config.get('table') or {}).get('name')}: {one_line(error)}")
+        raise
 
 
 def main() -> None:
     """Entry point: `experiments.entry.run_command` says how it exits. 1 where examples failed; files are written."""
-    FAILED.clear()
-    PREVIEWS.clear()
+    for told in (FAILED, LEFT_OUT, PREVIEWS):
+        told.clear()
     planning = "--plan" in sys.argv[1:]
     if planning:
         sys.argv.remove("--plan")  # Hydra knows no flags of ours
@@ -168,8 +189,11 @@ def main() -> None:
 def _plan() -> None:
     from experiments.preview import show
 
-    _preview()
-    print(show(list(PREVIEWS.values())))
+    try:
+        _preview()
+    finally:
+        if PREVIEWS:
+            print(show(list(PREVIEWS.values())))
 
 
 def _make() -> None:

@@ -187,7 +187,7 @@ def test_another_mistake_is_not_told_as_lacking_training(
 ) -> None:
     monkeypatch.setenv("VIASD_RESULTS", str(tmp_path))
     nowhere = [f"pair.models.{role}={tmp_path / 'none'}" for role in ("target", "draft")]
-    code, out, err = call(capsys, publish.main, "table=vsd", "pair=local", *nowhere)
+    code, out, err = call(capsys, publish.main, "table=vsd", "pair=local", *nowhere, "+pair.heads.eagle3=nowhere")
     check_mistake(code, err, [str(tmp_path / "none")])
     assert "comes first" not in out and not (tmp_path / "published").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from pydantic import Field
 from experiments.config import build
 from experiments.ending import stored_rows
 from experiments.errors import RunFailed, UserError
+from experiments.paper.fitting import Fitted, fit, with_twins
 from experiments.paper.rendering import RENDERER
 from experiments.paper.spec import Published
 from experiments.plan import Plan, settle
@@ -27,7 +29,9 @@ from viasd.spec import spec
 
 DEFAULT_SIZE = "default"
 Overrides = tuple[str, ...]
+PAIR = r"[+~]*pair\b"  # what is typed of a pair
 RUNS: dict[Overrides, StoredRun] = {}  # of this process: tables share runs
+FITTED: dict[Overrides, Fitted] = {}
 
 
 @spec
@@ -46,22 +50,41 @@ class Request:
     """One job: an experiment on one task, by the overrides that compose it.
 
     `whole`: nobody said how many examples, so all that are stored are read, and no fewer than by default.
+    `another_pair`: one was typed, so arms that it cannot run are left out (experiments.paper.fitting).
     """
 
     experiment: str
     task: str
     overrides: Overrides
     whole: bool
+    another_pair: bool
 
     def compose(self) -> DictConfig:
-        """The configuration of the main job. Raises UserError for an experiment that sweeps over more than tasks."""
+        """The configuration of the main job.
+
+        Raises UserError for an experiment that sweeps over more than tasks, and Unfit for a pair that cannot run it.
+        """
         config = compose("config", list(self.overrides), return_hydra_config=True)
         params = config.hydra.sweeper.params
         if params is None or set(params) != {"task"}:
             raise UserError(f"experiment={self.experiment}: a table takes one that sweeps over tasks alone")
         with open_dict(config):
             del config["hydra"]  # no part of a job's record
+        if self.another_pair:
+            if self.overrides not in FITTED:
+                FITTED[self.overrides] = fit(config)
+            config.arms = FITTED[self.overrides].arms
         return config
+
+    def left_out(self) -> str:
+        """Which arms the pair cannot run, and why, once the job was composed; empty where it runs all."""
+        fitted = FITTED.get(self.overrides)
+        return f"{self.experiment}: {fitted}" if fitted is not None and fitted.left_out else ""
+
+    def with_twins(self, run: StoredRun) -> StoredRun:
+        """Its run, for a table: an arm that equals another one with this pair has the other's rows."""
+        fitted = FITTED.get(self.overrides)
+        return run if fitted is None else with_twins(run, fitted.twins)
 
 
 def expand(published: Published, asked: Asked, typed: Sequence[str]) -> list[Request]:
@@ -78,7 +101,8 @@ def expand(published: Published, asked: Asked, typed: Sequence[str]) -> list[Req
     common += [f"results_dir={_quoted(asked.results_dir)}"] if asked.results_dir is not None else []
     tasks = list(dict.fromkeys(asked.tasks or published.tasks))
     whole = asked.size is None and asked.limit is None
-    return [Request(published.experiment, task, (*common, f"task={task}"), whole) for task in tasks]
+    another = any(re.match(PAIR, one) for one in typed)
+    return [Request(published.experiment, task, (*common, f"task={task}"), whole, another) for task in tasks]
 
 
 def _quoted(text: str) -> str:
