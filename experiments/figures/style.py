@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.style import context
 
 from experiments.errors import UserError
+from experiments.figures.forms import METADATA
 from experiments.statistics import Estimate
 
 COLUMN, PAGE = 3.3, 7.0  # widths of a column and of a page of text, in
@@ -55,12 +56,6 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "viasd",  # ids in an SVG are random without one
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
-}
-# Neither dates nor versions: they would differ between two drawings of the same rows.
-METADATA: dict[str, dict[str, None]] = {
-    "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    "png": {"Software": None},
 }
 
 

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-FORMS = ("svg", "pdf", "png")
+from experiments.figures.forms import METADATA
 
 
 class Renderer:
@@ -34,7 +34,7 @@ class Renderer:
             if self._pool is None:
                 self._pool = ProcessPoolExecutor(1, get_context("spawn"))  # no fork of a process with threads
             self._pending.append(self._pool.submit(save_figure, figure, folder, name))
-        return [folder / f"{name}.{form}" for form in FORMS]
+        return [folder / f"{name}.{form}" for form in METADATA]
 
     def finish(self) -> None:
         """Wait until all files are there. Raises what the first that failed raised."""
