@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from experiments.preview import Preview
     from experiments.tables import StoredRun
 
+Made = TypeVar("Made")
 PASSED_ON = r"[+~]*(pair|decode|engine)\b"  # groups of which every job is told what was typed
 GREEDY = "greedy"  # the yaml of conf/decode by which tables are made
 PREVIEWS: dict[tuple[str, ...], Preview] = {}  # by the overrides of a job: tables share runs
@@ -78,7 +78,7 @@ def table_names() -> list[str]:
 
 
 def _requests(published: Published, asked: Asked) -> list[Request] | None:
-    """The jobs of a table; None, and a line that says why, where they cannot be run here.
+    """The jobs of a table; None, and a line that says why, where something has to be trained before.
 
     A line tells of arms that are left out for the pair. Mistakes are raised before anything is measured.
     """
@@ -97,23 +97,20 @@ def _requests(published: Published, asked: Asked) -> list[Request] | None:
 
 
 def lacking(published: Published, request: Request) -> str | None:
-    """What a job lacks that can be had before it, or, as one of several tables, cannot be had of this pair."""
+    """What has to be trained before a job can be built; None where it can. Other mistakes are raised."""
     from experiments.config import build
-    from experiments.paper.fitting import Unfit
 
     try:
         build(request.compose())
     except Exception as error:
         if published.needs is not None and caused_by(error, NotTrained):
             return f"{one_line(error)}; {published.needs} comes first"
-        if HydraConfig.get().mode == RunMode.MULTIRUN and caused_by(error, Unfit):
-            return one_line(error)
         raise
     return None
 
 
 def _obtain(published: Published, asked: Asked) -> list[StoredRun] | None:
-    """The runs of a table; None where they cannot be had now."""
+    """The runs of a table; None where something has to be trained before."""
     from experiments.paper.jobs import obtain
     from experiments.paper.spec import Drawing
 
@@ -149,30 +146,42 @@ def _write(published: Published, runs: list[StoredRun], folder: Path, config: Di
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="publish")
-def _main(config: DictConfig) -> str:
-    with _goes_on(config):
-        return str(publish(config)[0])
+def _main(config: DictConfig) -> str | None:
+    made = _one_of_several(publish, config)
+    return str(made[0]) if made else None
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="publish")
 def _preview(config: DictConfig) -> None:
+    _one_of_several(_look, config)
+
+
+def _look(config: DictConfig) -> None:
     from experiments.paper.jobs import look
 
-    with _goes_on(config):
-        published, asked = _build(config)
-        for request in _requests(published, asked) or []:
-            if request.overrides not in PREVIEWS:
-                PREVIEWS[request.overrides] = look(request)
+    for request in _requests(*_build(config)) or []:
+        if request.overrides not in PREVIEWS:
+            PREVIEWS[request.overrides] = look(request)
 
 
-@contextmanager
-def _goes_on(config: DictConfig) -> Iterator[None]:
-    """Of several tables, one that fails says so at once; the others are made, then the first error is raised."""
+def _one_of_several(step: Callable[[DictConfig], Made], config: DictConfig) -> Made | None:
+    """Of several tables, one that fails says so at once; the others are made, then the first error is raised.
+
+    One that the pair cannot have is left out with a line, and is no error: None.
+    """
+    from experiments.paper.fitting import Unfit
+
+    name, several = (config.get("table") or {}).get("name"), HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        yield
+        return step(config)
+    except Unfit as error:
+        if not several:
+            raise
+        print(f"{name}: not made: {one_line(error)}")
+        return None
     except Exception as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            tell(error, f"{(config.get('table') or {}).get('name')}: {one_line(error)}")
+        if several:
+            tell(error, f"{name}: {one_line(error)}")
         raise
 
 

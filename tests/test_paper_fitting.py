@@ -99,7 +99,7 @@ def test_several_tables_go_on_without_the_one_that_a_pair_cannot_have(
 ) -> None:
     code, out, err = run(capsys, mine, "-m", "table=heads,fit", *SHALLOW, "--plan")
     assert code == 0, err
-    assert "heads: not measured: pair local cannot run method via_sd_eagle: it has no model or head 'eagle3'" in out
+    assert "heads: not made: pair local cannot run method via_sd_eagle: it has no model or head 'eagle3'" in out
     assert "1 jobs" in out
     code, _, err = run(capsys, mine, "table=heads", *SHALLOW, "--plan")
     check_mistake(code, err, ["pair local cannot run method via_sd_eagle", "'eagle3'"])
