@@ -252,7 +252,7 @@ def test_what_a_number_costs_stands_beside_it_and_controls_below(tmp_path: Path)
     assert text == ledger([stated], tmp_path, "reference")
     rows = [line for line in text.splitlines() if line.startswith(("| a |", "| accept_all |"))]
     costs = "0.9800 [0.9700, 0.9900] | 0.90 [0.80, 0.95] | -0.050 [-0.080, -0.020]"
-    where = f"80/160 | reference, T=0, {MEAN} | [some](tables/some.csv) |"
+    where = "80/160 | reference, T=0, mean of qa, coding | [some](tables/some.csv) |"
     assert rows[0] == f"| a | sd, unpaired | -0.100 [-0.140, -0.050] | **undecided** | {costs} | {where}"
     assert "[-0.220, -0.150] | control (meets the bound) | 0.6000 [0.5000, 0.7000] | - | - |" in rows[1]
     overview = next(line for line in text.splitlines() if line.startswith("| it is so |"))

@@ -14,11 +14,13 @@ from experiments.paper.claim import VERDICTS, Claim, Evidence, Found, decide
 from experiments.paper.contradictions import CONTRADICTIONS
 from experiments.paper.stored import Stored, read_stored
 from experiments.statistics import Estimate
+from experiments.tables import MEAN
 from experiments.text_tables import ABSENT, Cells, markdown_table
 
 HEADER = ["arm", "against", "ours", "verdict", "fidelity", "over coin", "quality - vanilla", "n", "on", "table"]
 COMPANIONS = (("fidelity", 4), ("speedup_over_coin", 2), ("quality_delta", 3))  # metric, decimals
 UNPAIRED = ", unpaired"
+FEW_TASKS = 4  # fewer are named
 CONTROL, MEETS = "control", "control (meets the bound)"
 INTRO = (
     "# Claims",
@@ -136,7 +138,15 @@ def _row(evidence: Evidence, found: Found, verdict: str, results: Path, pair: st
     if stored is None:
         return [*told, examples, ABSENT, f"{name}"]
     link = f"[{name}]({stored.path.relative_to(results).as_posix()})"
-    return [*told, examples, f"{stored.pair}, {evidence.task}", link]
+    return [*told, examples, f"{stored.pair}, {measured_on(evidence.task, stored)}", link]
+
+
+def measured_on(task: str, stored: Stored) -> str:
+    """The task, or whose mean it is."""
+    tasks = list(dict.fromkeys(one for one, *_ in stored.numbers if one != MEAN))
+    if task != MEAN or not tasks:
+        return task
+    return f"mean of {', '.join(tasks) if len(tasks) < FEW_TASKS else f'{len(tasks)} tasks'}"
 
 
 def companion(evidence: Evidence, metric: str, digits: int, results: Path, pair: str) -> str:
